@@ -1,0 +1,89 @@
+"""Every key that askonce has in the store, as a function.
+
+`{tag}` is a Redis Cluster hash tag: all keys of one shard fall in one slot, so one script can touch
+them together. Job shards and answer shards share the table of tags but not their keys.
+
+| key | type | what it holds |
+| --- | --- | --- |
+| `jobs:{tag}:pool:lane` | stream | jobs not yet settled; group `workers` |
+| `ids:{tag}:pool` | hash | `client/job id` → stream entry of an unsettled job |
+| `owed:{tag}` | hash | client → replies owed: outstanding + unread |
+| `reply:{tag}:client` | stream | replies, NDJSON, many an entry |
+| `beat:{tag}:pool` | hash | consumer → deadline of its heartbeat, ms |
+| `solo:{tag}:pool` | hash | stream entry → how often it crashed a worker alone |
+| `dead:{tag}:pool` | stream | dead letters, bounded |
+| `clients:{tag}` | hash | client name → token and deadline of its live holder |
+| `a:{tag}:<digest>` | string | one answer: header and body; the only keys with a TTL |
+| `stamp:{tag}` | hash | `inv`, `base`, `max_ttl_ms` of an answer shard |
+| `last:{tag}` | sorted set | tag → stamp of its last invalidation |
+| `lease:{tag}` | hash | digest → fill lease |
+| `tries:{tag}` | hash | digest → attempts, remembered rejections |
+| `stats:{tag}` | hash | counters flushed by workers |
+| `askonce:meta` | hash | the number of shards |
+"""
+
+from __future__ import annotations
+
+GROUP = b"workers"
+"""The consumer group of every job stream."""
+RETURNED = b"returned"
+"""The consumer to whom a draining worker hands deliveries it has not started."""
+META = b"askonce:meta"
+DIGEST_BYTES = 32
+
+
+def jobs(tag: str, pool: str, lane: str) -> bytes:
+    return f"jobs:{{{tag}}}:{pool}:{lane}".encode()
+
+
+def ids(tag: str, pool: str) -> bytes:
+    return f"ids:{{{tag}}}:{pool}".encode()
+
+
+def owed(tag: str) -> bytes:
+    return f"owed:{{{tag}}}".encode()
+
+
+def replies(tag: str, client: str) -> bytes:
+    return f"reply:{{{tag}}}:{client}".encode()
+
+
+def beats(tag: str, pool: str) -> bytes:
+    return f"beat:{{{tag}}}:{pool}".encode()
+
+
+def solo(tag: str, pool: str) -> bytes:
+    return f"solo:{{{tag}}}:{pool}".encode()
+
+
+def dead(tag: str, pool: str) -> bytes:
+    return f"dead:{{{tag}}}:{pool}".encode()
+
+
+def clients(tag: str) -> bytes:
+    return f"clients:{{{tag}}}".encode()
+
+
+def answer_prefix(tag: str) -> bytes:
+    """The part of an answer's key before its 32-byte digest."""
+    return f"a:{{{tag}}}:".encode()
+
+
+def stamps(tag: str) -> bytes:
+    return f"stamp:{{{tag}}}".encode()
+
+
+def last(tag: str) -> bytes:
+    return f"last:{{{tag}}}".encode()
+
+
+def leases(tag: str) -> bytes:
+    return f"lease:{{{tag}}}".encode()
+
+
+def tries(tag: str) -> bytes:
+    return f"tries:{{{tag}}}".encode()
+
+
+def stats(tag: str) -> bytes:
+    return f"stats:{{{tag}}}".encode()

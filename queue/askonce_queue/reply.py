@@ -1,0 +1,106 @@
+"""What a producer gets back: replies, the answer in them, and the named errors.
+
+On the wire a reply entry carries many replies, one JSON object a line (NDJSON), so that a consumer
+in any language can read a named reply stream, and so that the settle script can leave out the lines
+of jobs that another worker settled first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Source = Literal["memory", "store", "semantic", "coalesced", "model", "stale"]
+"""Where an answer came from. `coalesced`: from a question somebody else had in flight."""
+
+ErrorCode = Literal[
+    "undecodable",        # the payload is not a job
+    "unknown_task",       # no such task in the workers' configuration
+    "invalid_input",      # decoded, but not something this task can ask
+    "too_large",          # beyond the task's or the worker's size limit
+    "poison",             # crashed every worker that tried it alone
+    "refused",            # the model declined to answer
+    "truncated",          # the answer was cut off (finish_reason = length)
+    "unparsable",         # the answer is not in the agreed format
+    "out_of_set",         # a label that the task does not have
+    "rejected",           # the API rejected the request (HTTP 4xx)
+    "unauthorized",       # the API rejected our credentials
+    "rate_limited",       # still 429 after all retries
+    "timeout",            # no answer in time after all retries
+    "unavailable",        # connection failures or 5xx after all retries
+    "model_failed",       # a Python model raised
+    "internal",           # a fault of askonce itself
+]
+"""The code of a failed job. Stable: extend, don't rename."""
+
+
+class Usage(msgspec.Struct, omit_defaults=True, frozen=True):
+    """Tokens that a model call used, as its API reported them."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class Answer(msgspec.Struct, omit_defaults=True, frozen=True):
+    """A validated result: only fields we read, never an SDK object.
+
+    `label` is one of the task's labels, or free text for a task without labels. `score` and
+    `scores` (label → probability, 0 to 1) are given where the model offers them. `value` is any
+    JSON value, for `AnswerCache`, whose functions are not classifiers. `model` is the id that the
+    API reported. `usage` is the cost of the call that made this answer, not of the hit.
+    """
+
+    label: str | None = None
+    score: float | None = None
+    scores: dict[str, float] | None = None
+    value: Any = None
+    model: str | None = None
+    usage: Usage | None = None
+
+
+class ErrorInfo(msgspec.Struct, frozen=True):
+    """Why a job has no answer: a stable `code` and a message for people."""
+
+    code: ErrorCode
+    message: str
+
+
+class Reply(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """The one reply to a job: `answer` or `error`, never both, never neither.
+
+    `age_s` is the age of the answer, in seconds by the store's clock (0 when it is new).
+    `took_ms` runs from enqueue to settle, by the clocks of store and worker.
+    """
+
+    id: str
+    answer: Answer | None = None
+    error: ErrorInfo | None = None
+    source: Source | None = None
+    age_s: float = 0.0
+    took_ms: int = 0
+
+
+class WireReply(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """`Reply` as a worker writes it: the answer's JSON is copied, not built again for each hit."""
+
+    id: str
+    answer: msgspec.Raw | None = None
+    error: ErrorInfo | None = None
+    source: Source | None = None
+    age_s: float = 0.0
+    took_ms: int = 0
+
+
+_reply_decoder = msgspec.json.Decoder(Reply)
+_reply_encoder = msgspec.json.Encoder()
+
+
+def encode_replies(replies: list[WireReply]) -> bytes:
+    """Return the replies as NDJSON, one line each, with a trailing line break."""
+    return _reply_encoder.encode_lines(replies)
+
+
+def decode_replies(lines: bytes) -> list[Reply]:
+    """Read NDJSON replies. Raises `msgspec.DecodeError` when a line is not a reply."""
+    return _reply_decoder.decode_lines(lines)
