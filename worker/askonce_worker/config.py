@@ -1,1 +1,153 @@
-"""placeholder while the room is being built"""
+"""The configuration file: TOML → `Settings`, checked as a whole.
+
+Every fault is one line that names file, key and what was expected:
+`askonce.toml: tasks.intent.max_tokens: expected int, got str`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from askonce_queue.store import StoreConfig
+from askonce_worker.config_schema import (
+    MODEL_KINDS,
+    NAME,
+    CacheConfig,
+    EmbeddedConfig,
+    ModelConfig,
+    NormalizeStep,
+    OpenAIModelConfig,
+    PythonModelConfig,
+    TaskConfig,
+    WorkerConfig,
+)
+from askonce_worker.config_tables import ConfigFile, Table, did_you_mean
+
+__all__ = [
+    "CacheConfig",
+    "EmbeddedConfig",
+    "ModelConfig",
+    "NormalizeStep",
+    "OpenAIModelConfig",
+    "PythonModelConfig",
+    "Settings",
+    "StoreConfig",
+    "TaskConfig",
+    "WorkerConfig",
+    "load_settings",
+]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole configuration file, checked. `redis` is None when the embedded store is used."""
+
+    source: ConfigFile
+    redis: StoreConfig | None
+    embedded: EmbeddedConfig
+    models: dict[str, ModelConfig]
+    tasks: dict[str, TaskConfig]
+    worker: WorkerConfig
+
+    @property
+    def embedded_folder(self) -> Path:
+        """The embedded store's state folder, absolute."""
+        return self.source.folder / Path(self.embedded.folder).expanduser()
+
+    @property
+    def shards(self) -> int:
+        """The number of shards of the store."""
+        return 1 if self.redis is None else self.redis.shards
+
+    def api_key(self, model_name: str) -> str | None:
+        """The API key of a model; None if it needs none. Raises `ConfigError` if it is not there.
+
+        An environment variable is looked up here and not on loading: producers need no keys.
+        """
+        model, key = self.models[model_name], f"models.{model_name}"
+        if isinstance(model, PythonModelConfig):
+            return None
+        if model.api_key_file is not None:
+            return _key_in_file(self.source, model.api_key_file, f"{key}.api_key_file")
+        if model.api_key_env is None:
+            return None
+        secret = os.environ.get(model.api_key_env, "").strip()
+        if not secret:
+            raise self.source.error(
+                f"{key}.api_key_env",
+                f"expected a key in the environment variable {model.api_key_env}, got nothing",
+            )
+        return secret
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and check a configuration file. Raises `ConfigError`, with a message of one line."""
+    source = ConfigFile(path)
+    known = [part.name for part in msgspec.structs.fields(Settings) if part.name != "source"]
+    source.check_names(source.root, known, "")
+    models = {
+        name: _model(source, table, f"models.{name}") for name, table in _named(source, "models")
+    }
+    return Settings(
+        source=source,
+        redis=source.section(StoreConfig, "redis") if "redis" in source.root else None,
+        embedded=source.section(EmbeddedConfig, "embedded"),
+        models=models,
+        tasks={
+            name: _task(source, table, f"tasks.{name}", list(models))
+            for name, table in _named(source, "tasks")
+        },
+        worker=source.section(WorkerConfig, "worker"),
+    )
+
+
+def _named(source: ConfigFile, section: str) -> list[tuple[str, Table]]:
+    """The tables `[section.NAME]`."""
+    tables = source.table(source.root, section, section)
+    for name in tables:
+        if not NAME.fullmatch(name):
+            raise source.error(
+                section,
+                f"expected names of 1 to 64 letters, digits, '_', '.' and '-', got {name!r}",
+            )
+    return [(name, source.table(tables, name, f"{section}.{name}")) for name in tables]
+
+
+def _model(source: ConfigFile, table: Table, key: str) -> ModelConfig:
+    kind = table.get("kind")
+    if not isinstance(kind, str) or kind not in MODEL_KINDS:
+        kinds = ", ".join(repr(known) for known in MODEL_KINDS)
+        got = "nothing" if kind is None else repr(kind)
+        raise source.error(f"{key}.kind", f"expected one of {kinds}, got {got}")
+    model = source.convert(table, MODEL_KINDS[kind], key)
+    if isinstance(model, OpenAIModelConfig) and model.api_key_file is not None:
+        _key_in_file(source, model.api_key_file, f"{key}.api_key_file")
+    return model
+
+
+def _task(source: ConfigFile, table: Table, key: str, models: list[str]) -> TaskConfig:
+    task = source.convert(table, TaskConfig, key)
+    if task.model not in models:
+        raise source.error(
+            f"{key}.model",
+            f"no [models.{task.model}] in this file{did_you_mean(task.model, models)}",
+        )
+    if task.temperature != 0 and "cacheable" not in table.get("cache", {}):
+        raise source.error(
+            f"{key}.cache.cacheable",
+            f"expected true or false, because temperature is {task.temperature!r}: "
+            "may one sampled answer serve everyone who asks the same?",
+        )
+    if task.system_file is not None:
+        text = source.read_text(task.system_file, f"{key}.system_file")
+        task = msgspec.structs.replace(task, system=text, system_file=None)
+    return task
+
+
+def _key_in_file(source: ConfigFile, name: str, key: str) -> str:
+    secret = source.read_text(name, key).strip()
+    if not secret:
+        raise source.error(key, "expected a file with a key, got an empty one")
+    return secret

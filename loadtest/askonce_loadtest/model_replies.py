@@ -1,0 +1,182 @@
+"""What the stand-in model server sends: completions and faults in the format of OpenAI's API."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from askonce_loadtest.model_behaviour import Fault
+
+OUT_OF_SET_LABEL = "a-label-nobody-offered"
+_CHARS_PER_TOKEN = 4
+_ECHO_CHARS = 40
+_CREATED = 0
+"""The `created` field: fixed, because equal questions shall get equal responses."""
+
+
+class ChatMessage(msgspec.Struct):
+    """One message of a request; content is a text, or a list of parts."""
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+
+
+class _Property(msgspec.Struct):
+    enum: list[str] | None = None
+
+
+class _ObjectSchema(msgspec.Struct):
+    properties: dict[str, _Property] = {}
+
+
+class _NamedSchema(msgspec.Struct):
+    schema: _ObjectSchema | None = None
+
+
+class _ResponseFormat(msgspec.Struct):
+    json_schema: _NamedSchema | None = None
+
+
+class ChatRequest(msgspec.Struct):
+    """The fields of a chat completion request that the server reads."""
+
+    model: str
+    messages: list[ChatMessage]
+    response_format: _ResponseFormat | None = None
+    n: int = 1
+    stream: bool = False
+
+    def labels(self) -> tuple[str, list[str]]:
+        """Return (property, enum) of the first enum in the JSON schema; empty without one."""
+        named = self.response_format.json_schema if self.response_format else None
+        if named is not None and named.schema is not None:
+            for name, rule in named.schema.properties.items():
+                if rule.enum:
+                    return name, rule.enum
+        return "", []
+
+
+def last_user_text(messages: list[ChatMessage]) -> str:
+    """Return the text of the last user message: what calls are counted by."""
+    for message in reversed(messages):
+        if message.role == "user":
+            return _text(message)
+    return ""
+
+
+def completion(chat: ChatRequest, text: str, label: str | None) -> bytes:
+    """Return the JSON of a good completion: `label`, or one of the set chosen by hashing `text`."""
+    name, labels = chat.labels()
+    if not labels:
+        return _completion(chat, label or f"echo: {text[:_ECHO_CHARS]}")
+    chosen = label or labels[_hash(text) % len(labels)]
+    return _completion(chat, _json_text({name: chosen}))
+
+
+def fault_reply(
+    fault: Fault, chat: ChatRequest, text: str, retry_after_s: float | None
+) -> web.Response:
+    """Return the response of a fault that needs no connection of its own (not `cut`, `stall`)."""
+    match fault:
+        case "status_429":
+            reply = error_reply(429, "rate_limit_exceeded", "Rate limit reached, slow down")
+            if retry_after_s is not None:
+                reply.headers["Retry-After"] = str(math.ceil(retry_after_s))
+                reply.headers["Retry-After-Ms"] = str(round(retry_after_s * 1000))
+            return reply
+        case "status_500":
+            return error_reply(500, "server_error", "The server had an error")
+        case "wrong_content_type":
+            return web.Response(text="<html>It works!</html>", content_type="text/html")
+        case _:
+            body = _bad_completion(fault, chat, text)
+            return web.Response(body=body, content_type="application/json")
+
+
+def _bad_completion(fault: Fault, chat: ChatRequest, text: str) -> bytes:
+    """Return a 200's body that is no answer."""
+    name, labels = chat.labels()
+    match fault:
+        case "truncate":
+            return _completion(chat, '{"lab', finish_reason="length")
+        case "malformed":
+            return _completion(chat, '{"label": ' if labels else None)
+        case "refuse":
+            return _completion(chat, None, refusal="I cannot help with that.")
+        case "out_of_set":
+            return _completion(chat, _json_text({name or "label": OUT_OF_SET_LABEL}))
+        case "empty_choices":
+            return _completion(chat, "", choices=False)
+        case _:
+            return completion(chat, text, None)
+
+
+async def send_cut(request: web.Request, body: bytes) -> web.StreamResponse:
+    """Send half of `body` under a Content-Length for all of it, then close the connection."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    response.content_length = len(body)
+    await response.prepare(request)
+    await response.write(body[: len(body) // 2])
+    if request.transport is not None:
+        request.transport.close()
+    return response
+
+
+def error_reply(status: int, code: str, message: str) -> web.Response:
+    """Return an error in OpenAI's shape."""
+    error = {"message": message, "type": code, "param": None, "code": code}
+    return web.Response(
+        status=status,
+        body=msgspec.json.encode({"error": error}),
+        content_type="application/json",
+    )
+
+
+def _completion(
+    chat: ChatRequest,
+    content: str | None,
+    *,
+    finish_reason: str = "stop",
+    refusal: str | None = None,
+    choices: bool = True,
+) -> bytes:
+    input_tokens = sum(len(_text(message)) for message in chat.messages) // _CHARS_PER_TOKEN + 1
+    output_tokens = len(content or refusal or "") // _CHARS_PER_TOKEN + 1
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": content, "refusal": refusal},
+        "logprobs": None,
+        "finish_reason": finish_reason,
+    }
+    return msgspec.json.encode(
+        {
+            "id": "chatcmpl-stand-in",
+            "object": "chat.completion",
+            "created": _CREATED,
+            "model": chat.model,
+            "choices": [choice] if choices else [],
+            "usage": {
+                "prompt_tokens": input_tokens,
+                "completion_tokens": output_tokens,
+                "total_tokens": input_tokens + output_tokens,
+            },
+        }
+    )
+
+
+def _text(message: ChatMessage) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return "".join(str(part.get("text", "")) for part in message.content or [])
+
+
+def _json_text(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,271 @@
+"""A client's books, without any I/O: what to enqueue where, who waits for which reply, and which
+reply entries have been handed over completely and may be deleted.
+
+`Client` (asyncio) and `sync.Client` are two shells around it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import secrets
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+from askonce_queue import queue_scripts
+from askonce_queue.envelope import NAMED
+from askonce_queue.errors import ClientNameInUse, IdConflict, InvalidJob, QueueFull
+from askonce_queue.job import MAX_JOB_BYTES, Job, encode_payload
+from askonce_queue.queue_scripts import LANES, Lane
+from askonce_queue.reply import Reply, decode_replies
+from askonce_queue.scripts import CHUNK, Arg, Call
+from askonce_queue.shards import shard_of_job, shard_tags
+
+CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}")
+NAME_TTL_MS = 15_000
+"""How long a client holds its name without renewing it."""
+
+_FULL = {
+    "f": "the backlog is at its bound (max_backlog)",
+    "u": "too many replies are owed (max_unread): read replies first",
+}
+
+
+class Limits(NamedTuple):
+    """The bounds that the enqueue script enforces. `max_backlog`: unsettled jobs in one stream;
+    `max_unread`: replies owed to one client (outstanding + unread), or entries unread in a named
+    stream; `max_job_bytes`: JSON of one job."""
+
+    max_backlog: int = 1_000_000
+    max_unread: int = 100_000
+    max_job_bytes: int = MAX_JOB_BYTES
+
+
+class Enqueue(NamedTuple):
+    """One call of the enqueue script and the ids of its jobs, in order."""
+
+    call: Call
+    job_ids: list[str]
+
+
+class Delivered(NamedTuple):
+    """A reply on its way to a caller, and the entry it came in: `Ledger.handed` wants it back."""
+
+    reply: Reply
+    source: tuple[str, bytes]
+
+
+Mailbox = Callable[[Delivered], None]
+"""Where the reply to an awaited job goes; called from the reader."""
+
+
+class Ledger:
+    """The books of one client incarnation.
+
+    Raises `InvalidJob` when `name` or `pool` cannot stand in a key.
+    """
+
+    def __init__(self, name: str | None, *, pool: str, shards: int, limits: Limits) -> None:
+        self.token = secrets.token_hex(8)
+        self.name = name if name is not None else f"client-{self.token}"
+        if not CLIENT_NAME.fullmatch(self.name):
+            raise InvalidJob(f"client names match {CLIENT_NAME.pattern}, this one is {name!r}")
+        self.tags = shard_tags(shards)
+        self.duplicates = 0
+        """Replies that nobody waits for, because their job was handed its one reply before."""
+        self._pool = pool
+        self._limits = limits
+        self._counter = itertools.count(1)
+        self._next_shard = itertools.cycle(range(shards))
+        self._awaited: dict[str, Mailbox] = {}
+        self._early: dict[str, Delivered] = {}
+        self._live = False
+        self._left: dict[tuple[str, bytes], int] = {}
+        self._sizes: dict[tuple[str, bytes], int] = {}
+        self._handed: defaultdict[str, list[tuple[bytes, int]]] = defaultdict(list)
+
+    @property
+    def outstanding(self) -> int:
+        """Jobs whose reply is awaited."""
+        return len(self._awaited)
+
+    # Enqueue
+
+    def assign_ids(self, jobs: Sequence[Job]) -> list[str]:
+        """The jobs' ids; those without one get a new one, all of one shard to keep batches large."""
+        prefix = f"s{next(self._next_shard)}-{self.token}-"
+        counter = self._counter
+        return [prefix + str(next(counter)) if job.id is None else job.id for job in jobs]
+
+    def prepare(
+        self, ids: Sequence[str], jobs: Sequence[Job], *, lane: str, reply_to: str | None
+    ) -> list[Enqueue]:
+        """Check jobs and build the calls that enqueue them.
+
+        Raises `InvalidJob` before anything is enqueued.
+        """
+        if lane not in LANES:
+            raise InvalidJob(f"lanes are {' and '.join(LANES)}, not {lane!r}")
+        if reply_to is not None and not CLIENT_NAME.fullmatch(reply_to):
+            raise InvalidJob(f"reply streams match {CLIENT_NAME.pattern}, not {reply_to!r}")
+        address = f"{NAMED}{reply_to}" if reply_to is not None else ""
+        plain = not any(job.tenant or job.tags for job in jobs)
+        shards, most = len(self.tags), self._limits.max_job_bytes
+        parts: defaultdict[int, tuple[list[str], list[Arg]]] = defaultdict(lambda: ([], []))
+        for job_id, job in zip(ids, jobs, strict=True):
+            part_ids, args = parts[shard_of_job(job_id, shards)]
+            part_ids.append(job_id)
+            args.append(job_id)
+            args.append(encode_payload(job, most))
+            if not plain:
+                args += (job.tenant, "\n".join(job.tags), "")
+        return self._calls(parts, lane, address, 2 if plain else 5)
+
+    def _calls(
+        self,
+        parts: dict[int, tuple[list[str], list[Arg]]],
+        lane: str,
+        address: str,
+        stride: Literal[2, 5],
+    ) -> list[Enqueue]:
+        calls: list[Enqueue] = []
+        for shard, (ids, args) in parts.items():
+            for start in range(0, len(ids), CHUNK):
+                call = queue_scripts.enqueue(
+                    Lane(self.tags[shard], self._pool, lane),
+                    client=self.name,
+                    token=self.token,
+                    reply_to=address,
+                    max_backlog=self._limits.max_backlog,
+                    max_unread=self._limits.max_unread,
+                    stride=stride,
+                    jobs=args[start * stride : (start + CHUNK) * stride],
+                )
+                calls.append(Enqueue(call, ids[start : start + CHUNK]))
+        return calls
+
+    @staticmethod
+    def read_verdicts(
+        answered: Sequence[tuple[Enqueue, bytes | None]],
+    ) -> QueueFull | IdConflict | None:
+        """What the enqueue script said of each job; `None` in place of letters: memory is full.
+
+        Returns the error that names the jobs that were not accepted, if there are any. Raises
+        `ClientNameInUse` when the name has gone to another client.
+        """
+        full: list[str] = []
+        conflicts: list[str] = []
+        reason = ""
+        for enqueue, letters in answered:
+            if letters is None:
+                full += enqueue.job_ids
+                reason = "the store is out of memory"
+                continue
+            if letters == b"!":
+                raise ClientNameInUse(
+                    "this client's name was taken by another client, or its lease ran out; "
+                    "choose another name, or open the client again"
+                )
+            if letters.strip(b"as"):
+                for job_id, letter in zip(enqueue.job_ids, letters.decode(), strict=True):
+                    if letter in _FULL:
+                        full.append(job_id)
+                        reason = _FULL[letter]
+                    elif letter == "c":
+                        conflicts.append(job_id)
+        if conflicts:
+            return IdConflict(conflicts)
+        return QueueFull(full, reason) if full else None
+
+    # Replies
+
+    def expect(self, job_ids: Sequence[str], mailbox: Mailbox) -> None:
+        """Send the replies of jobs to `mailbox`; those that are here already (resumed), at once.
+
+        Raises `IdConflict` for jobs that somebody else waits for: each is handed one reply.
+        """
+        awaited = self._awaited
+        taken = [
+            job_id for job_id in job_ids if awaited.get(job_id, mailbox) != mailbox
+        ] + _repeated(job_ids)
+        if taken:
+            raise IdConflict(taken)
+        for job_id in job_ids:
+            awaited[job_id] = mailbox
+        if self._early:
+            for job_id in job_ids:
+                early = self._early.pop(job_id, None)
+                if early is not None:
+                    del awaited[job_id]
+                    mailbox(early)
+
+    def awaits(self, job_id: str) -> bool:
+        """Whether the reply of a job has yet to come."""
+        return job_id in self._awaited
+
+    def forget(self, job_id: str) -> None:
+        """Nobody waits for this job any more: it was not accepted, or its caller has left."""
+        self._awaited.pop(job_id, None)
+
+    def receive(self, tag: str, entry_id: bytes, lines: bytes) -> None:
+        """Read one entry of the reply stream of a shard and send its replies where they belong."""
+        source = (tag, entry_id)
+        replies = decode_replies(lines)
+        self._left[source] = self._sizes[source] = len(replies)
+        awaited = self._awaited
+        for reply in replies:
+            mailbox = awaited.pop(reply.id, None)
+            if mailbox is not None:
+                mailbox(Delivered(reply, source))
+            elif not self._live and reply.id not in self._early:
+                self._early[reply.id] = Delivered(reply, source)
+            else:
+                self.duplicates += 1
+                self.handed(source)
+
+    def begin_live(self) -> None:
+        """The replies that an earlier incarnation left are read; from now on unknown is double."""
+        self._live = True
+
+    def take_early(self) -> list[Delivered]:
+        """Replies of an earlier incarnation that nobody has asked for, once."""
+        early, self._early = list(self._early.values()), {}
+        return early
+
+    def handed(self, source: tuple[str, bytes]) -> None:
+        """A caller has one reply of an entry; the last one makes the entry deletable."""
+        left = self._left[source] - 1
+        if left:
+            self._left[source] = left
+            return
+        del self._left[source]
+        tag, entry_id = source
+        self._handed[tag].append((entry_id, self._sizes.pop(source)))
+
+    @property
+    def has_handed(self) -> bool:
+        return bool(self._handed)
+
+    def take_handed(self) -> list[tuple[list[tuple[bytes, int]], str, Call]]:
+        """The calls that delete what was handed over. Repeating one is harmless."""
+        handed, self._handed = self._handed, defaultdict(list)
+        return [
+            (
+                entries[start : start + CHUNK],
+                tag,
+                queue_scripts.hand_over(tag, self.name, entries[start : start + CHUNK]),
+            )
+            for tag, entries in handed.items()
+            for start in range(0, len(entries), CHUNK)
+        ]
+
+    def put_back_handed(self, tag: str, entries: list[tuple[bytes, int]]) -> None:
+        """A deletion failed: it goes with the next."""
+        self._handed[tag] += entries
+
+
+def _repeated(job_ids: Sequence[str]) -> list[str]:
+    if len(set(job_ids)) == len(job_ids):
+        return []
+    return [job_id for job_id, count in Counter(job_ids).items() if count > 1]

@@ -1,0 +1,82 @@
+-- Append jobs to a lane, once each, within its bounds.
+--
+-- KEYS  1 jobs stream · 2 id records · 3 owed replies · 4 client leases · 5 reply stream
+-- ARGV  1 client · 2 client token · 3 lane · 4 reply address ('' = the client's own stream)
+--       5 max backlog · 6 max unread · 7 stride, then per job: id, payload
+--       [, tenant, tags, deadline_ms  when the stride is 5]
+-- Returns one letter a job: a accepted · s same job is already queued · c conflict
+--         f backlog full · u too many replies owed; or '!' when the client lost its name.
+-- O(jobs). Not allow-oom: the server refuses it as a whole, before any write.
+local client, token, lane, address = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local stride = tonumber(ARGV[7])
+local holder = redis.call('HGET', KEYS[4], client)
+if not holder or string.sub(holder, 1, #token) ~= token then return '!' end
+
+local room = tonumber(ARGV[5]) - redis.call('XLEN', KEYS[1])
+local unread = tonumber(ARGV[6])
+if address == '' then
+  unread = unread - tonumber(redis.call('HGET', KEYS[3], client) or 0)
+elseif redis.call('XLEN', KEYS[5]) < unread then
+  unread = math.huge
+else
+  unread = 0
+end
+
+local fields, first = {}, 8
+local count = (#ARGV - 7) / stride
+for i = 1, count do fields[i] = client .. '/' .. ARGV[first + (i - 1) * stride] end
+local known = redis.call('HMGET', KEYS[2], unpack(fields))
+
+-- The whole job is compared, not a digest of it: it is there as long as its record is.
+local function same(at, entry)
+  local want = {p = ARGV[at + 1], r = address, n = '', g = '', d = ''}
+  if stride == 5 then want.n, want.g, want.d = ARGV[at + 2], ARGV[at + 3], ARGV[at + 4] end
+  local got = {r = '', n = '', g = '', d = ''}
+  for i = 1, #entry, 2 do got[entry[i]] = entry[i + 1] end
+  return want.p == got.p and want.r == got.r and want.n == got.n and want.g == got.g
+    and want.d == got.d
+end
+
+local verdicts, records, accepted, here = {}, {}, 0, {}
+for i = 1, count do
+  local at = first + (i - 1) * stride
+  local field, record, verdict = fields[i], known[i] or here[fields[i]], nil
+  if record then
+    local old_lane, old_id = string.match(record, '^([^/]*)/(.*)$')
+    if old_lane ~= lane then
+      verdict = 'c'
+    else
+      local found = redis.call('XRANGE', KEYS[1], old_id, old_id)
+      if found[1] then verdict = same(at, found[1][2]) and 's' or 'c' end
+    end
+  end
+  if not verdict then
+    if room <= 0 then verdict = 'f'
+    elseif unread <= 0 then verdict = 'u'
+    else
+      local id
+      if stride == 2 and address == '' then
+        id = redis.call('XADD', KEYS[1], '*', 'v', '1', 'c', client, 'i', ARGV[at], 'p', ARGV[at + 1])
+      else
+        local entry = {'v', '1', 'c', client, 'i', ARGV[at], 'p', ARGV[at + 1]}
+        local function add(name, value)
+          if value ~= '' then entry[#entry + 1] = name; entry[#entry + 1] = value end
+        end
+        add('r', address)
+        if stride == 5 then add('n', ARGV[at + 2]); add('g', ARGV[at + 3]); add('d', ARGV[at + 4]) end
+        id = redis.call('XADD', KEYS[1], '*', unpack(entry))
+      end
+      local value = lane .. '/' .. id
+      here[field] = value
+      records[#records + 1] = field
+      records[#records + 1] = value
+      room, unread, accepted, verdict = room - 1, unread - 1, accepted + 1, 'a'
+    end
+  end
+  verdicts[i] = verdict
+end
+if accepted > 0 then
+  redis.call('HSET', KEYS[2], unpack(records))
+  if address == '' then redis.call('HINCRBY', KEYS[3], client, accepted) end
+end
+return table.concat(verdicts)

@@ -1,0 +1,128 @@
+-- Look up answers, or take the lease to compute them: N keys of one shard, one round trip.
+--
+-- KEYS  1 stamps · 2 last invalidation of tags · 3 leases · 4 tries · 5… answers
+-- ARGV  1 lease token (16 bytes, unique per attempt) · 2 lease ttl_ms · 3 most new leases
+--       4 most attempts · then the asker's tags of each key, joined by line breaks
+-- Returns {now_ms, inv, one result a key}. By its first byte a result is
+--   \1  hit: the entry (header and body); stale when fresh_until_ms < now, and then nobody's lease
+--   S   stale + lease: S, built (double), attempt (byte), the entry
+--   L   lease: L, built (double), attempt (byte), 1 if taken over from a dead leader (byte)
+--   B   busy: B, the token of the leader
+--   F   free, but not granted
+--   R   rejected: R, the remembered error (JSON)
+--   U   uncacheable, remembered briefly
+-- Finding your own token means that you own the lease: a re-sent call is harmless.
+-- O(keys). allow-oom: it keeps accepted jobs moving; leases are few and bounded.
+local token, lease_ms = ARGV[1], tonumber(ARGV[2])
+local grants, max_attempts = tonumber(ARGV[3]), tonumber(ARGV[4])
+local us = now_us()
+local now = math.floor(us / 1000)
+local n = #KEYS - 4
+
+local stamp = redis.call('HMGET', KEYS[1], 'inv', 'base')
+local inv, base = tonumber(stamp[1]), tonumber(stamp[2])
+if not inv then
+  -- A new shard, or one whose stamps were lost: nothing built before now may be served.
+  inv, base = us, us
+  redis.call('HSET', KEYS[1], 'inv', string.format('%.0f', us), 'base', string.format('%.0f', us))
+end
+
+local last = {}
+local function untouched(built, tags)
+  for tag in string.gmatch(tags, '[^\n]+') do
+    local at = last[tag]
+    if at == nil then
+      at = tonumber(redis.call('ZSCORE', KEYS[2], tag) or 0)
+      last[tag] = at
+    end
+    if at > built then return false end
+  end
+  return true
+end
+local function valid(built, tags, asker)
+  return built >= inv or (built >= base and untouched(built, tags) and untouched(built, asker))
+end
+
+local results = {string.format('%.0f', now), string.format('%.0f', inv)}
+local stale, absent, digests = {}, {}, {}
+for from = 1, n, 1000 do
+  local upto = math.min(from + 999, n)
+  local entries = redis.call('MGET', unpack(KEYS, 4 + from, 4 + upto))
+  for i = from, upto do
+    local entry = entries[i - from + 1]
+    local usable = false
+    if entry then
+      local _, _, _, built, fresh, over, tag_bytes = struct.unpack('<BBddddH', entry)
+      usable = now < over and valid(built, string.sub(entry, 37, 36 + tag_bytes), ARGV[4 + i])
+      if usable then
+        results[2 + i] = entry
+        if now >= fresh then stale[i] = entry end
+      end
+    end
+    if not usable or stale[i] then
+      absent[#absent + 1] = i
+      digests[#digests + 1] = string.sub(KEYS[4 + i], -32)
+    end
+  end
+end
+if #absent == 0 then return results end
+
+local granted = {}
+for from = 1, #absent, 1000 do
+  local upto = math.min(from + 999, #absent)
+  local leases = redis.call('HMGET', KEYS[3], unpack(digests, from, upto))
+  local tries = redis.call('HMGET', KEYS[4], unpack(digests, from, upto))
+  for j = from, upto do
+    local i, digest = absent[j], digests[j]
+    local lease, try = leases[j - from + 1], tries[j - from + 1]
+    local attempt, over_from_dead, result = 1, 0, nil
+    if lease then
+      local holder, deadline, built, tried = struct.unpack('<c16ddB', lease)
+      if holder == token then
+        result = 'own'
+        attempt = tried
+      elseif deadline >= now then
+        -- A leader whose answer is already invalid for this asker is no leader for it.
+        if valid(built, '', ARGV[4 + i]) then result = 'B' .. holder end
+      else
+        attempt, over_from_dead = tried + 1, 1
+      end
+    end
+    if try and result ~= 'own' then
+      local kind, tried, until_ms = struct.unpack('<c1Bd', try)
+      if until_ms >= now then
+        if kind == 'A' then
+          attempt = math.max(attempt, tried + 1)
+        else
+          result = kind .. string.sub(try, 11)
+        end
+      end
+    end
+    if not result and attempt > max_attempts and over_from_dead == 1 then
+      result = 'R{"code":"poison","message":"every worker that asked this question died"}'
+    end
+    if not result and grants <= 0 then result = 'F' end
+    if not result or result == 'own' then
+      if not result then
+        granted[#granted + 1] = digest
+        granted[#granted + 1] = struct.pack('<c16ddB', token, now + lease_ms, inv, attempt)
+        grants = grants - 1
+        result = struct.pack('<dBB', inv, attempt, over_from_dead)
+      else
+        local _, _, built = struct.unpack('<c16ddB', lease)
+        result = struct.pack('<dBB', built, attempt, 0)
+      end
+      if stale[i] then
+        results[2 + i] = 'S' .. string.sub(result, 1, 9) .. stale[i]
+      else
+        results[2 + i] = 'L' .. result
+      end
+    elseif not stale[i] then
+      results[2 + i] = result
+    end
+  end
+end
+for from = 1, #granted, 2000 do
+  redis.call('HSET', KEYS[3], unpack(granted, from, math.min(from + 1999, #granted)))
+end
+return results

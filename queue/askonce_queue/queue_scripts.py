@@ -1,0 +1,210 @@
+"""Typed stubs of the scripts that move jobs and replies. Each returns a `Call` for `scripts.run`.
+
+Keys, arguments and results are described in the header of each Lua file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from askonce_queue import names
+from askonce_queue.scripts import Arg, Call, Script
+
+_ENQUEUE = Script("enqueue", allow_oom=False)
+_SETTLE = Script("settle", allow_oom=True)
+_BURY = Script("bury", allow_oom=True)
+_BEAT = Script("beat", allow_oom=True)
+_CLAIM = Script("claim", allow_oom=True)
+_GIVE_BACK = Script("give_back", allow_oom=True)
+_LEAVE = Script("leave", allow_oom=True)
+_CLAIM_NAME = Script("claim_name", allow_oom=True)
+_RELEASE_NAME = Script("release_name", allow_oom=True)
+_HAND_OVER = Script("hand_over", allow_oom=True)
+_COUNT_SOLO = Script("count_solo", allow_oom=True)
+_SWEEP_RECORDS = Script("sweep_records", allow_oom=True)
+_SWEEP_CLIENTS = Script("sweep_clients", allow_oom=True)
+
+
+LANES = ("interactive", "bulk")
+"""The lanes of every pool."""
+
+
+class Lane(NamedTuple):
+    """One job stream: shard tag, pool and lane."""
+
+    tag: str
+    pool: str
+    lane: str
+
+    @property
+    def stream(self) -> bytes:
+        return names.jobs(self.tag, self.pool, self.lane)
+
+    @property
+    def ids(self) -> bytes:
+        return names.ids(self.tag, self.pool)
+
+
+class SettleGroup(NamedTuple):
+    """Replies to one address: NDJSON lines in the order of `jobs` (entry id, id-record field)."""
+
+    address: str
+    replies: bytes
+    jobs: Sequence[tuple[bytes, str]]
+
+
+def owner_of(address: str) -> str:
+    """The client that must still exist for a reply to be kept: none for a named stream."""
+    return "" if address.startswith("@") else address
+
+
+def enqueue(
+    lane: Lane,
+    *,
+    client: str,
+    token: str,
+    reply_to: str,
+    max_backlog: int,
+    max_unread: int,
+    stride: Literal[2, 5],
+    jobs: Sequence[Arg],
+) -> Call:
+    """`jobs`: stride 2: id, payload; stride 5: id, payload, tenant, tags, deadline_ms."""
+    tag = lane.tag
+    return Call(
+        _ENQUEUE,
+        [
+            lane.stream,
+            lane.ids,
+            names.owed(tag),
+            names.clients(tag),
+            names.replies(tag, reply_to or client),
+        ],
+        [client, token, lane.lane, reply_to, max_backlog, max_unread, stride, *jobs],
+    )
+
+
+def settle(lane: Lane, groups: Sequence[SettleGroup]) -> Call:
+    keys = [lane.stream, lane.ids, names.clients(lane.tag)]
+    args: list[Arg] = [names.GROUP]
+    for group in groups:
+        keys.append(names.replies(lane.tag, group.address))
+        args += (owner_of(group.address), len(group.jobs), group.replies)
+        for job in group.jobs:
+            args += job
+    return Call(_SETTLE, keys, args)
+
+
+def bury(
+    lane: Lane,
+    *,
+    address: str,
+    entry_id: bytes,
+    record: str,
+    reply: bytes,
+    max_dead: int,
+    code: str,
+    message: str,
+    fields: Sequence[bytes],
+) -> Call:
+    return Call(
+        _BURY,
+        [
+            lane.stream,
+            lane.ids,
+            names.clients(lane.tag),
+            names.replies(lane.tag, address),
+            names.dead(lane.tag, lane.pool),
+        ],
+        [
+            names.GROUP,
+            owner_of(address) if address else "-",
+            entry_id,
+            record,
+            reply,
+            max_dead,
+            code,
+            message,
+            *fields,
+        ],
+    )
+
+
+def beat(tag: str, pool: str, consumer: str, ttl_ms: int) -> Call:
+    return Call(_BEAT, [names.beats(tag, pool)], [consumer, ttl_ms])
+
+
+def claim(lane: Lane, consumer: str, most: int) -> Call:
+    return Call(
+        _CLAIM,
+        [lane.stream, names.beats(lane.tag, lane.pool)],
+        [names.GROUP, consumer, names.RETURNED, most],
+    )
+
+
+def give_back(lane: Lane, consumer: str, entries: Sequence[bytes]) -> Call:
+    return Call(_GIVE_BACK, [lane.stream], [names.GROUP, consumer, names.RETURNED, *entries])
+
+
+def leave(lanes: Sequence[Lane], consumer: str | bytes, *, only_if_dead: bool) -> Call:
+    """`lanes` are those of one shard and pool."""
+    beats = names.beats(lanes[0].tag, lanes[0].pool)
+    return Call(
+        _LEAVE,
+        [beats, *(lane.stream for lane in lanes)],
+        [names.GROUP, consumer, "1" if only_if_dead else "0"],
+    )
+
+
+def claim_name(tag: str, client: str, token: str, ttl_ms: int) -> Call:
+    return Call(_CLAIM_NAME, [names.clients(tag)], [client, token, ttl_ms])
+
+
+def release_name(tag: str, client: str, token: str) -> Call:
+    return Call(
+        _RELEASE_NAME,
+        [names.clients(tag), names.owed(tag), names.replies(tag, client)],
+        [client, token],
+    )
+
+
+def hand_over(tag: str, client: str, entries: Sequence[tuple[bytes, int]]) -> Call:
+    args: list[Arg] = [client]
+    for entry in entries:
+        args += entry
+    return Call(_HAND_OVER, [names.replies(tag, client), names.owed(tag)], args)
+
+
+def count_solo(lane: Lane, entry_id: bytes) -> Call:
+    key = names.solo(lane.tag, lane.pool)
+    return Call(_COUNT_SOLO, [key], [solo_field(lane, entry_id)])
+
+
+def solo_field(lane: Lane, entry_id: bytes) -> str:
+    """The field of an entry in the hash of solo tries."""
+    return f"{lane.lane}/{entry_id.decode()}"
+
+
+def sweep_records(
+    key: bytes,
+    lanes: Sequence[Lane],
+    *,
+    cursor: int,
+    count: int,
+    where: Literal["field", "value"],
+    grace_ms: int,
+) -> Call:
+    return Call(
+        _SWEEP_RECORDS,
+        [key, *(lane.stream for lane in lanes)],
+        [cursor, count, where, grace_ms, *(lane.lane for lane in lanes)],
+    )
+
+
+def sweep_clients(tag: str, *, cursor: int, count: int, retain_ms: int) -> Call:
+    return Call(
+        _SWEEP_CLIENTS,
+        [names.clients(tag), names.owed(tag)],
+        [cursor, count, retain_ms, names.replies(tag, "")],
+    )

@@ -1,0 +1,63 @@
+"""Fixtures of all tests: one embedded server for the run, and checks for what tests leave."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import redis.asyncio
+
+from askonce_queue.embedded import EmbeddedStore
+from askonce_queue.store import connect
+from tests.support.leaks import (
+    assert_no_other_connections,
+    assert_only_known_keys,
+    new_threads,
+    other_tasks,
+)
+from tests.support.waiting import eventually, eventually_sync
+
+
+@pytest.fixture(scope="session")
+def store_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real server that all tests share."""
+    with EmbeddedStore(tmp_path_factory.mktemp("store"), maxmemory="256mb") as embedded:
+        yield embedded.url
+
+
+@pytest.fixture
+async def store(store_url: str) -> AsyncIterator[redis.asyncio.Redis]:
+    """A `commands` client on the shared server, empty when the test begins."""
+    client = connect(store_url, role="commands")
+    try:
+        await client.flushall()
+        yield client
+        await assert_only_known_keys(client)
+        await assert_no_other_connections(client)
+    finally:
+        await client.aclose()
+
+
+@pytest.fixture
+async def no_leaked_tasks() -> AsyncIterator[None]:
+    """Fail a coroutine test that leaves tasks running."""
+    yield
+    try:
+        await eventually(lambda: not other_tasks(), timeout_s=2)
+    except AssertionError:
+        pytest.fail(f"tasks left running: {other_tasks()}")
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves tasks or threads running."""
+    if inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
+        request.getfixturevalue("no_leaked_tasks")
+    before = set(threading.enumerate())
+    yield
+    try:
+        eventually_sync(lambda: not new_threads(before), timeout_s=2)
+    except AssertionError:
+        pytest.fail(f"threads left running: {new_threads(before)}")

@@ -1,0 +1,120 @@
+"""From a checked configuration to what runs: models, tasks and the store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import aiohttp
+
+from askonce_queue.embedded import EmbeddedStore
+from askonce_worker.cache.key import KeyMaker, task_digest
+from askonce_worker.cache.normalize import normalizer
+from askonce_worker.config import PythonModelConfig, Settings, TaskConfig
+from askonce_worker.models.openai import OpenAIModel
+from askonce_worker.models.protocol import Model, Prompt
+from askonce_worker.models.python import PythonModel, load_call
+from askonce_worker.models.retry import RetryPolicy
+from askonce_worker.tasks import Backend, Task
+
+PATIENCE_FACTOR = 3.0
+"""A waiter's patience with a live leader: this many times what all the leader's attempts may take."""
+
+
+@asynccontextmanager
+async def open_store(settings: Settings) -> AsyncIterator[str]:
+    """The URL of the configured store; the embedded one is started, shared and stopped.
+
+    Raises `StoreUnavailable` when the embedded store cannot be started.
+    """
+    if settings.redis is not None:
+        yield settings.redis.url
+        return
+    maxmemory = str(settings.embedded.maxmemory)
+    async with EmbeddedStore(settings.embedded_folder, maxmemory=maxmemory) as store:
+        yield store.url
+
+
+@asynccontextmanager
+async def open_models(settings: Settings) -> AsyncIterator[dict[str, Backend]]:
+    """Build every model, over one shared HTTP session. Raises `ConfigError`."""
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(
+            aiohttp.ClientSession(
+                # Concurrency is bounded by the flight slots of each model.
+                connector=aiohttp.TCPConnector(limit=0),
+                trust_env=False,
+            )
+        )
+        backends: dict[str, Backend] = {}
+        for name, config in settings.models.items():
+            model = build_model(settings, name, session)
+            stack.push_async_callback(model.aclose)
+            attempts = settings.worker.max_attempts
+            patience_s = PATIENCE_FACTOR * attempts * (config.timeout_s + settings.worker.lease_ttl_s)
+            backends[name] = Backend(name, model, config.max_concurrency, patience_s)
+        yield backends
+
+
+def build_model(settings: Settings, name: str, session: aiohttp.ClientSession) -> Model:
+    """Build one model. Raises `ConfigError`: a missing key, file or function."""
+    config = settings.models[name]
+    if isinstance(config, PythonModelConfig):
+        call = load_call(config.call, settings.file.absolute().parent)
+        return PythonModel(
+            call, name=name, timeout_s=config.timeout_s, max_threads=config.max_concurrency
+        )
+    settings.api_key(name)  # a key that is missing is found at the start, not at the first miss
+    return OpenAIModel(
+        session,
+        base_url=config.base_url,
+        model=config.model,
+        api_key=lambda: settings.api_key(name),
+        timeout_s=config.timeout_s,
+    )
+
+
+def build_tasks(settings: Settings, backends: dict[str, Backend]) -> dict[str, Task]:
+    """Compile every task."""
+    return {
+        name: build_task(settings, name, config, backends[config.model])
+        for name, config in settings.tasks.items()
+    }
+
+
+def build_task(settings: Settings, name: str, config: TaskConfig, backend: Backend) -> Task:
+    """Compile one task: its prompt, its share of the cache key, its cache policy."""
+    prompt = Prompt(
+        system=config.system,
+        labels=config.labels,
+        temperature=None if config.temperature == "default" else config.temperature,
+        max_tokens=config.max_tokens,
+        params=config.params or None,
+    )
+    digest = task_digest(
+        model_identity=model_identity(settings, config.model),
+        prompt=prompt,
+        normalize=config.normalize,
+    )
+    return Task(
+        name,
+        backend=backend,
+        prompt=prompt,
+        key_maker=KeyMaker(digest, shared=config.shared),
+        normalize=normalizer(config.normalize),
+        cacheable=config.cache.cacheable,
+        ttl_s=float(config.cache.ttl_s),
+        memory_ttl_s=float(config.cache.memory_ttl_s),
+        max_input_bytes=int(config.max_input_bytes),
+        retry=RetryPolicy(max_attempts=settings.worker.max_attempts),
+        remember_rejection_s=settings.worker.remember_rejection_s,
+        remember_exhausted_s=settings.worker.remember_exhausted_s,
+    )
+
+
+def model_identity(settings: Settings, name: str) -> dict[str, str]:
+    """What of a model can change its answers: the model's share of the cache key."""
+    config = settings.models[name]
+    if isinstance(config, PythonModelConfig):
+        return {"kind": config.kind, "callable": config.call, "version": config.version}
+    return {"kind": config.kind, "base_url": config.base_url, "model": config.model}

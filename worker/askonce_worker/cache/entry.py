@@ -1,0 +1,132 @@
+"""A stored answer: its header in the store, and the form in which a worker keeps it in memory.
+
+Layout in the store (little-endian), read by `look_up.lua` and written by `fill.lua`:
+
+| offset | type | field |
+| --- | --- | --- |
+| 0 | u8 | version, 1 |
+| 1 | u8 | flags; 1: read since it was filled |
+| 2 | f64 | `created`, server Unix ms |
+| 10 | f64 | `built`, stamp (server µs) of the lease under which it was computed |
+| 18 | f64 | `fresh_until`, server Unix ms |
+| 26 | f64 | `stale_until`, server Unix ms; the key's TTL ends here too |
+| 34 | u16 | length of the tags |
+| 36 | bytes | tags, joined by line breaks |
+| … | bytes | the answer: MessagePack array of `StoredAnswer` |
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import msgspec
+
+from askonce_queue.reply import Answer, Usage
+
+HEADER = struct.Struct("<BBddddH")
+VERSION = 1
+MEMORY_OVERHEAD_BYTES = 400
+"""What an entry takes in a worker beside its JSON and key, measured with tracemalloc."""
+
+
+class StoredAnswer(msgspec.Struct, array_like=True, omit_defaults=True):
+    """`Answer` as it is kept: positions instead of names, a third of the JSON's size."""
+
+    label: str | None
+    score: float | None
+    model: str | None
+    tokens: tuple[int, int] | None = None
+    scores: dict[str, float] | None = None
+    value: Any = None
+
+
+class Entry:
+    """An answer in a worker's hands; `json` is its `Answer` as replies carry it.
+
+    `born` is the monotonic time of its creation, so that its age needs no server.
+    `kept` is the monotonic time until which the memory tier may serve it.
+    """
+
+    __slots__ = ("answer", "born", "built", "json", "kept", "shard", "stale", "tags")
+
+    def __init__(
+        self,
+        answer: Answer,
+        *,
+        born: float,
+        built: float,
+        kept: float,
+        tags: tuple[str, ...],
+        shard: int,
+        stale: bool = False,
+    ) -> None:
+        self.answer = answer
+        self.json = msgspec.Raw(_json.encode(answer))
+        self.born = born
+        self.built = built
+        self.kept = kept
+        self.tags = tags
+        self.shard = shard
+        self.stale = stale
+
+    @property
+    def size_bytes(self) -> int:
+        return len(bytes(self.json)) + MEMORY_OVERHEAD_BYTES
+
+
+_json = msgspec.json.Encoder()
+_pack = msgspec.msgpack.Encoder()
+_unpack = msgspec.msgpack.Decoder(StoredAnswer)
+
+
+def encode_body(answer: Answer) -> bytes:
+    """The body of an entry. `value` must be a JSON value."""
+    usage = answer.usage
+    return _pack.encode(
+        StoredAnswer(
+            label=answer.label,
+            score=answer.score,
+            model=answer.model,
+            tokens=(usage.input_tokens, usage.output_tokens) if usage else None,
+            scores=answer.scores,
+            value=answer.value,
+        )
+    )
+
+
+def decode_body(body: bytes) -> Answer:
+    """The inverse of `encode_body`. Raises `msgspec.MsgspecError` on anything else."""
+    kept = _unpack.decode(body)
+    return Answer(
+        label=kept.label,
+        score=kept.score,
+        scores=kept.scores,
+        value=kept.value,
+        model=kept.model,
+        usage=Usage(*kept.tokens) if kept.tokens else None,
+    )
+
+
+def decode_entry(
+    data: bytes, *, now_ms: float, monotonic: float, memory_ttl_s: float, shard: int
+) -> Entry:
+    """Read an entry as the look-up returned it at server time `now_ms`.
+
+    Raises `struct.error` or `msgspec.MsgspecError` when it was not written by this version.
+    """
+    version, _flags, created, built, fresh, _over, tag_bytes = HEADER.unpack_from(data)
+    if version != VERSION:
+        raise struct.error(f"entry version {version} is not known here")
+    end = HEADER.size + tag_bytes
+    tags = data[HEADER.size : end].decode()
+    fresh_s = (fresh - now_ms) / 1000
+    return Entry(
+        decode_body(data[end:]),
+        born=monotonic - max(0.0, now_ms - created) / 1000,
+        built=built,
+        kept=monotonic + min(memory_ttl_s, fresh_s),
+        tags=tuple(tags.split("\n")) if tags else (),
+        shard=shard,
+        stale=fresh_s <= 0,
+    )

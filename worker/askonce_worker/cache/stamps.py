@@ -1,0 +1,103 @@
+"""What a worker knows of invalidations, so that its memory tier can serve without asking.
+
+Each answer shard keeps `inv`, `base` and `last[tag]` (see DESIGN, "Invalidation by stamps"). A
+worker reads what changed every half of `bound_s`; an answer from memory is served only while its
+shard was seen within `bound_s`, so an invalidation reaches every worker within that bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import anyio
+import structlog
+from redis.exceptions import RedisError
+
+from askonce_queue import answer_scripts
+from askonce_queue.scripts import AsyncStore, run_many
+from askonce_worker.cache.entry import Entry
+from askonce_worker.clock import Clock
+
+MOST_TAGS = 10_000
+"""Tags remembered a shard; past it everything older is treated as invalid (safe, and rare)."""
+
+log = structlog.get_logger("askonce.stamps")
+
+
+class Stamps:
+    """The invalidations of every answer shard, as last seen."""
+
+    def __init__(
+        self, store: AsyncStore, shard_tags: Sequence[str], clock: Clock, bound_s: float
+    ) -> None:
+        self._store = store
+        self._shard_tags = shard_tags
+        self._clock = clock
+        self._bound_s = bound_s
+        self._inv = [math.inf] * len(shard_tags)
+        self._base = [math.inf] * len(shard_tags)
+        self._last: list[dict[str, float]] = [{} for _ in shard_tags]
+        self._seen_at = [-math.inf] * len(shard_tags)
+
+    def usable(self, entry: Entry, asker_tags: Sequence[str], now: float) -> bool:
+        """Whether `entry` may be served from memory at monotonic time `now`."""
+        shard = entry.shard
+        if now - self._seen_at[shard] > self._bound_s:
+            return False
+        return entry.built >= self._inv[shard] or self.valid(
+            shard, entry.built, entry.tags, asker_tags
+        )
+
+    def valid(
+        self, shard: int, built: float, tags: Sequence[str], asker_tags: Sequence[str]
+    ) -> bool:
+        """The validity rule of `look_up.lua`, on what was last seen; nothing is, at first."""
+        if built >= self._inv[shard]:
+            return True
+        if built < self._base[shard]:
+            return False
+        last = self._last[shard]
+        return all(last.get(tag, 0.0) <= built for tag in tags) and all(
+            last.get(tag, 0.0) <= built for tag in asker_tags
+        )
+
+    async def watch(self) -> None:
+        """Read what changed, for ever; a failure leaves the memory tier unused, nothing else."""
+        while True:
+            try:
+                await self.read()
+            except (RedisError, OSError) as error:
+                log.warning("invalidations cannot be read", error=str(error))
+            await anyio.sleep(self._bound_s / 2)
+
+    async def read(self) -> None:
+        """Read what changed on every shard, in one round trip."""
+        asked_at = self._clock.monotonic()
+        calls = [
+            answer_scripts.read_stamps(
+                tag,
+                seen_inv=int(inv) if math.isfinite(inv := self._inv[shard]) else 0,
+                most_tags=MOST_TAGS,
+            )
+            for shard, tag in enumerate(self._shard_tags)
+        ]
+        for shard, result in enumerate(await run_many(self._store, calls)):
+            if isinstance(result, Exception):
+                log.warning("invalidations of a shard cannot be read", error=str(result))
+                continue
+            self._note(shard, result)
+            self._seen_at[shard] = asked_at
+
+    def _note(self, shard: int, result: list[bytes]) -> None:
+        inv, base = float(result[0]), float(result[1])
+        last = self._last[shard]
+        for tag, stamp in zip(result[2::2], result[3::2], strict=True):
+            last[tag.decode()] = float(stamp)
+        if len(last) > MOST_TAGS:
+            last.clear()
+            base = inv
+        # A base raised here (too many tags) outlives the server's own, which is lower.
+        known = self._base[shard]
+        self._base[shard] = max(base, known) if math.isfinite(known) else base
+        self._inv[shard] = inv

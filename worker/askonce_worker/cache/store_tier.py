@@ -1,0 +1,259 @@
+"""The store tier: answers and fill leases in Redis, many keys in one round trip.
+
+Speaks in keys and results; knows no flights. Every method raises `StoreDown` when the store cannot
+be asked; a part that failed alone (one shard of several) comes back as `None` results.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+import structlog
+from redis.exceptions import OutOfMemoryError, RedisError
+
+from askonce_queue import answer_scripts, names
+from askonce_queue.answer_scripts import Fill, Release
+from askonce_queue.errors import StoreUnavailable
+from askonce_queue.reply import ErrorInfo
+from askonce_queue.scripts import AsyncStore, Call, run, run_many
+from askonce_worker.cache.entry import Entry, decode_entry
+from askonce_worker.clock import Clock
+
+log = structlog.get_logger("askonce.store_tier")
+
+_LEASED = struct.Struct("<dB")
+_error_decoder = msgspec.json.Decoder(ErrorInfo)
+
+
+class Hit(NamedTuple):
+    """The store has it; `entry.stale` when it is past its freshness and nobody's lease was given."""
+
+    entry: Entry
+
+
+class Leased(NamedTuple):
+    """Ours to compute. `token` is the right to fill; `until` its monotonic deadline."""
+
+    token: bytes
+    built: float
+    attempt: int
+    until: float
+    takeover: bool
+    stale: Entry | None = None
+
+
+class Busy(NamedTuple):
+    """Another leader, alive, computes it."""
+
+    token: bytes
+
+
+class Free(NamedTuple):
+    """Nobody computes it, and we asked for no more leases."""
+
+
+class Rejected(NamedTuple):
+    """It failed a moment ago in a way that would repeat; so does asking."""
+
+    error: ErrorInfo
+
+
+class Uncacheable(NamedTuple):
+    """Its answers cannot be kept: everyone asks for themselves."""
+
+
+Result = Hit | Leased | Busy | Free | Rejected | Uncacheable | None
+
+
+class Batch(NamedTuple):
+    """Keys of one shard to look up. `asker_tags` are joined by line breaks, one text a key."""
+
+    shard: int
+    keys: Sequence[bytes]
+    asker_tags: Sequence[str]
+    memory_ttls_s: Sequence[float]
+    max_new_leases: int
+    max_attempts: int
+
+
+class StoreTier:
+    """Answers and leases of all shards. `lease_ttl_s` is how long a lease holds unrenewed."""
+
+    def __init__(
+        self,
+        store: AsyncStore,
+        shard_tags: Sequence[str],
+        clock: Clock,
+        rng: random.Random,
+        *,
+        lease_ttl_s: float,
+    ) -> None:
+        self._store = store
+        self._shard_tags = shard_tags
+        self._clock = clock
+        self.lease_ttl_s = lease_ttl_s
+        self._lease_ms = int(lease_ttl_s * 1000)
+        self._token_prefix = rng.randbytes(8)
+        self._tokens = itertools.count(1)
+
+    async def look_up(self, batches: Sequence[Batch]) -> list[list[Result]]:
+        """Look up or lease, one round trip; results in the order of the keys of each batch."""
+        tokens = [self._new_token() for _ in batches]
+        calls = [
+            answer_scripts.look_up(
+                self._shard_tags[batch.shard],
+                token=token,
+                lease_ms=self._lease_ms,
+                max_new_leases=batch.max_new_leases,
+                max_attempts=batch.max_attempts,
+                digests=batch.keys,
+                asker_tags=batch.asker_tags,
+            )
+            for batch, token in zip(batches, tokens, strict=True)
+        ]
+        asked_at = self._clock.monotonic()
+        results: list[list[Result]] = []
+        for batch, token, raw in zip(batches, tokens, await self._run(calls), strict=True):
+            if raw is None:
+                results.append([None] * len(batch.keys))
+                continue
+            results.append(await self._read(batch, token, raw, asked_at))
+        return results
+
+    async def _read(
+        self, batch: Batch, token: bytes, raw: list[bytes], asked_at: float
+    ) -> list[Result]:
+        now_ms, now = float(raw[0]), self._clock.monotonic()
+        results: list[Result] = []
+        for key, memory_ttl_s, data in zip(batch.keys, batch.memory_ttls_s, raw[2:], strict=True):
+            try:
+                results.append(
+                    self._result(
+                        data, token, asked_at, _Reading(now_ms, now, memory_ttl_s, batch.shard)
+                    )
+                )
+            except (struct.error, msgspec.MsgspecError, UnicodeDecodeError) as error:
+                # Written by another version, or damaged: drop it, ask again.
+                log.warning("entry cannot be read", key=key.hex()[:16], error=str(error))
+                await self._forget(batch.shard, key)
+                results.append(None)
+        return results
+
+    def _result(self, data: bytes, token: bytes, asked_at: float, reading: _Reading) -> Result:
+        match data[:1]:
+            case b"\x01":
+                return Hit(reading.entry(data))
+            case b"L" | b"S":
+                built, attempt = _LEASED.unpack_from(data, 1)
+                fresh = data[:1] == b"L"
+                return Leased(
+                    token,
+                    built,
+                    attempt,
+                    asked_at + self.lease_ttl_s,
+                    takeover=fresh and data[10:11] == b"\x01",
+                    stale=None if fresh else reading.entry(data[10:]),
+                )
+            case b"B":
+                return Busy(data[1:])
+            case b"F":
+                return Free()
+            case b"R":
+                return Rejected(_error_decoder.decode(data[1:]))
+            case _:
+                return Uncacheable()
+
+    async def take_over(self, shard: int, seen: Sequence[tuple[bytes, bytes]]) -> list[Result]:
+        """Take live leases (key, token seen as busy) over; `None` for those that moved on."""
+        token = self._new_token()
+        asked_at = self._clock.monotonic()
+        call = answer_scripts.take_over(
+            self._shard_tags[shard], token=token, lease_ms=self._lease_ms, seen=seen
+        )
+        (raw,) = await self._run([call])
+        return [
+            Leased(token, float(r[0]), int(r[1]), asked_at + self.lease_ttl_s, takeover=True)
+            if r
+            else None
+            for r in raw or [None] * len(seen)
+        ]
+
+    async def renew(self, shard: int, held: Sequence[tuple[bytes, bytes]]) -> str | None:
+        """Renew leases (key, token): one letter each, r renewed · l lost."""
+        call = answer_scripts.renew(self._shard_tags[shard], lease_ms=self._lease_ms, held=held)
+        (letters,) = await self._run([call])
+        return letters.decode() if letters is not None else None
+
+    async def fill(self, by_shard: dict[int, list[Fill]]) -> dict[int, tuple[float, str] | None]:
+        """Write answers: per shard the server's time in ms and one letter an answer.
+
+        f filled · x fenced · i invalidated meanwhile. `None` for a shard that took nothing.
+        """
+        calls = [answer_scripts.fill(self._shard_tags[s], fills) for s, fills in by_shard.items()]
+        raw = await self._run(calls)
+        return {
+            shard: (float(result[0]), result[1].decode()) if result is not None else None
+            for shard, result in zip(by_shard, raw, strict=True)
+        }
+
+    async def release(self, by_shard: dict[int, list[Release]]) -> None:
+        """Give leases back without an answer."""
+        await self._run(
+            [answer_scripts.release(self._shard_tags[s], rs) for s, rs in by_shard.items()]
+        )
+
+    async def note_attempt(self, shard: int, key: bytes, token: bytes, remember_s: float) -> int:
+        """Count another attempt; its number, or 0 when the lease is no longer ours."""
+        call = answer_scripts.note_attempt(
+            self._shard_tags[shard], digest=key, token=token, remember_ms=int(remember_s * 1000)
+        )
+        (attempt,) = await self._run([call])
+        if attempt is None:
+            raise StoreUnavailable("the attempt could not be counted: the store refused it")
+        return int(attempt)
+
+    async def _forget(self, shard: int, key: bytes) -> None:
+        try:
+            await self._store.unlink(names.answer_prefix(self._shard_tags[shard]) + key)
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(f"the store cannot be reached: {error}") from error
+
+    async def _run(self, calls: Sequence[Call]) -> list[list[bytes] | None]:
+        try:
+            if len(calls) == 1:
+                return [await run(self._store, calls[0])]
+            results = await run_many(self._store, calls)
+        except OutOfMemoryError:
+            return [None] * len(calls)
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(f"the store cannot be reached: {error}") from error
+        for call, result in zip(calls, results, strict=True):
+            if isinstance(result, Exception):
+                log.warning("a shard refused", script=call.script.name, error=str(result))
+        return [None if isinstance(result, Exception) else result for result in results]
+
+    def _new_token(self) -> bytes:
+        return self._token_prefix + next(self._tokens).to_bytes(8, "big")
+
+
+class _Reading(NamedTuple):
+    """Under which clocks and for which shard an entry is read."""
+
+    now_ms: float
+    monotonic: float
+    memory_ttl_s: float
+    shard: int
+
+    def entry(self, data: bytes) -> Entry:
+        return decode_entry(
+            data,
+            now_ms=self.now_ms,
+            monotonic=self.monotonic,
+            memory_ttl_s=self.memory_ttl_s,
+            shard=self.shard,
+        )

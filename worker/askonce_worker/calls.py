@@ -1,0 +1,146 @@
+"""Flying: a leased flight asks its model, again while that makes sense, and hands the answer on.
+
+The attempt budget is the key's, not the process's: every attempt is counted in the store, so a
+question that fails everywhere is not asked `processes × attempts` times.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import anyio
+import msgspec
+import structlog
+
+from askonce_queue.answer_scripts import Release
+from askonce_queue.errors import StoreUnavailable
+from askonce_queue.reply import Answer, ErrorInfo
+from askonce_worker.cache.store_tier import StoreTier
+from askonce_worker.flights import Flight, FlightEnd
+from askonce_worker.landing import Landing
+from askonce_worker.leases import Leases
+from askonce_worker.models.protocol import ModelFailure, Rejection, TransientFailure
+from askonce_worker.observe.counters import Counters
+
+REMEMBER_ATTEMPTS_S = 60.0
+
+log = structlog.get_logger("askonce.calls")
+
+
+class Calls:
+    """Asks models on behalf of flights.
+
+    `answered` takes the answer of a flight; `ask_again` takes a flight back whose lease was lost
+    before it had an answer.
+    """
+
+    def __init__(
+        self,
+        tier: StoreTier,
+        rng: random.Random,
+        *,
+        leases: Leases,
+        landing: Landing,
+        counters: Counters,
+        answered: Callable[[Flight, Answer], None],
+        ask_again: Callable[[Flight], None],
+    ) -> None:
+        self._tier = tier
+        self._rng = rng
+        self._leases = leases
+        self._landing = landing
+        self._counters = counters
+        self._answered = answered
+        self._ask_again = ask_again
+
+    async def fly(self, flight: Flight) -> None:
+        """Ask until there is an answer or a reason to stop; never raises but for cancellation."""
+        alone = flight.token is None
+        if not alone:
+            self._leases.add(flight)
+        reason = "bypass" if alone else "takeover" if flight.takeover else "fill"
+        while True:
+            try:
+                answer = await self._ask(flight, reason)
+            except Rejection as failure:
+                await self._reject(flight, failure, flight.task.remember_rejection_s)
+                return
+            except TransientFailure as failure:
+                if flight.attempt >= flight.task.retry.max_attempts:
+                    await self._reject(flight, failure, flight.task.remember_exhausted_s)
+                    return
+                delay_s = flight.task.retry.delay_s(
+                    flight.attempt, failure.retry_after_s, self._rng
+                )
+                await anyio.sleep(delay_s)
+                if not await self._may_try_again(flight, alone=alone):
+                    self._ask_again(flight)
+                    return
+                reason = "retry"
+            else:
+                self._answered(flight, answer)
+                return
+
+    async def _ask(self, flight: Flight, reason: str) -> Answer:
+        task = flight.task
+        self._counters.count(task.name, "model_calls")
+        self._counters.count(task.name, f"calls_{reason}")
+        try:
+            return await task.backend.model.ask(task.prompt, flight.question)
+        except ModelFailure as failure:
+            self._counters.count(task.name, f"failures_{failure.code}")
+            log.info(
+                "model call failed",
+                task=task.name,
+                model=task.backend.name,
+                reason=reason,
+                attempt=flight.attempt,
+                code=failure.code,
+                error=failure.message,
+            )
+            raise
+        except Exception as error:
+            # A fault of a model's own code must not take its worker along.
+            log.exception("model raised", task=task.name, model=task.backend.name)
+            message = f"{type(error).__name__}: {error}"
+            raise TransientFailure("model_failed", message) from error
+
+    async def _may_try_again(self, flight: Flight, *, alone: bool) -> bool:
+        """Count the next attempt where everyone can see it; False when the lease was lost."""
+        if alone:
+            flight.attempt += 1
+            return True
+        if flight.token is None:
+            return False
+        try:
+            attempt = await self._tier.note_attempt(
+                flight.shard, flight.key, flight.token, REMEMBER_ATTEMPTS_S
+            )
+        except StoreUnavailable:
+            flight.attempt += 1
+            return True
+        if attempt == 0:
+            self._leases.lose(flight)
+            return False
+        flight.attempt = attempt
+        return True
+
+    async def _reject(self, flight: Flight, failure: ModelFailure, remember_s: float) -> None:
+        """Remember the failure for other processes, then tell everyone who waits here."""
+        error = ErrorInfo(failure.code, failure.message)
+        await self._release(flight, error, remember_s)
+        end = FlightEnd.REJECTED if isinstance(failure, Rejection) else FlightEnd.EXHAUSTED
+        self._landing.fail(flight, error, end)
+
+    async def _release(self, flight: Flight, error: ErrorInfo, remember_s: float) -> None:
+        if flight.token is None:
+            return
+        self._leases.drop(flight)
+        release = Release(
+            flight.key, flight.token, "R", int(remember_s * 1000), msgspec.json.encode(error)
+        )
+        try:
+            await self._tier.release({flight.shard: [release]})
+        except StoreUnavailable:
+            log.warning("a lease could not be given back: it runs out", task=flight.task.name)

@@ -1,0 +1,159 @@
+"""The tables of the configuration file, as structs. A stable interface: extend, don't rename.
+
+Faults of a single table are found here; what needs the whole file is in `config.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, field
+
+from askonce_worker.config_units import Bytes, Seconds, check_json
+
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""What names of tasks, models and pools look like: they stand in keys, logs and command lines."""
+
+Count = Annotated[int, Meta(gt=0)]
+Duration = Annotated[float, Meta(gt=0, le=7 * 86400)]
+"""Seconds, of things that happen within one process; at most a week."""
+NormalizeStep = Literal["nfkc", "nfc", "whitespace", "casefold"]
+
+
+class EmbeddedConfig(msgspec.Struct, frozen=True):
+    """`[embedded]`: the store that runs when there is no `[redis]`."""
+
+    folder: str = ".askonce"
+    """Its state folder, relative to the configuration file."""
+    maxmemory: Bytes = Bytes(1 << 30)
+
+
+class OpenAIModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`[models.NAME]` with `kind = "openai"`: any server with OpenAI's chat completions."""
+
+    kind: Literal["openai"]
+    base_url: str
+    model: str
+    api_key_env: str | None = None
+    api_key_file: str | None = None
+    timeout_s: Duration = 30.0
+    max_concurrency: Count = 256
+
+    def __post_init__(self) -> None:
+        if self.api_key_env is not None and self.api_key_file is not None:
+            raise ValueError("api_key_file: expected none beside api_key_env")
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env):
+            # Not shown: it may be the key itself.
+            raise ValueError("api_key_env: expected the name of an environment variable")
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+            raise ValueError(
+                'base_url: expected one like "https://api.example.com/v1", without credentials'
+            )
+
+
+class PythonModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`[models.NAME]` with `kind = "python"`: a function of this process."""
+
+    kind: Literal["python"]
+    call: Annotated[str, Meta(pattern=r"^[\w.]+:[\w.]+$")]
+    """`package.module:function`, from the working directory or the installed packages."""
+    version: str = ""
+    """Part of the cache key: change it when the function changes."""
+    timeout_s: Duration = 30.0
+    max_concurrency: Count = 32
+
+
+ModelConfig = OpenAIModelConfig | PythonModelConfig
+MODEL_KINDS: dict[str, type[ModelConfig]] = {
+    "openai": OpenAIModelConfig,
+    "python": PythonModelConfig,
+}
+
+
+class CacheConfig(msgspec.Struct, frozen=True):
+    """`cache = {…}` of a task."""
+
+    ttl_s: Seconds = field(name="ttl", default=Seconds(86400))
+    """How long the store keeps an answer."""
+    memory_ttl_s: Seconds = field(name="memory_ttl", default=Seconds(300))
+    """How long a worker's memory keeps it."""
+    cacheable: bool = True
+    """Whether answers are kept at all. To be stated when `temperature` is not 0."""
+
+
+class TaskConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`[tasks.NAME]`: one classification."""
+
+    model: str
+    system: str | None = None
+    """The system prompt: as given, or read from `system_file`."""
+    system_file: str | None = None
+    labels: Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=1)] = ()
+    """What the model may answer; empty: anything."""
+    temperature: Annotated[float, Meta(ge=0, le=2)] | Literal["default"] = 0.0
+    """`"default"` sends none: some models accept no other than their own."""
+    max_tokens: Count | None = None
+    normalize: tuple[NormalizeStep, ...] = ()
+    params: dict[str, Any] = {}
+    """Further request parameters."""
+    cache: CacheConfig = CacheConfig()
+    max_input_bytes: Bytes = Bytes(64 << 10)
+    shared: bool = False
+    """Whether tenants share answers."""
+
+    def __post_init__(self) -> None:
+        if self.system is not None and self.system_file is not None:
+            raise ValueError("system_file: expected none beside system")
+        for index, label in enumerate(self.labels):
+            if label in self.labels[:index]:
+                raise ValueError(f"labels: expected distinct ones, got {label!r} twice")
+        try:
+            check_json(self.params)
+        except ValueError as error:
+            raise ValueError(f"params: {error}") from error
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`[worker]`: the bounds of a worker process."""
+
+    pool: Annotated[str, Meta(pattern=f"^{NAME.pattern}$")] = "default"
+    batch: Count = 500
+    """Jobs fetched at once."""
+    memory_bytes: Bytes = Bytes(64 << 20)
+    """The memory tier's size."""
+    max_held: Count = 20_000
+    """Deliveries held at once."""
+    heartbeat_ttl_s: Duration = 10.0
+    lease_ttl_s: Duration = 10.0
+    lease_renew_s: Duration = 3.0
+    drain_s: Duration = 20.0
+    """On SIGTERM, how long jobs that were started may take to finish."""
+    stamp_bound_s: Duration = 0.5
+    """How long after an invalidation a worker's memory may still serve what it dropped."""
+    max_attempts: Count = 4
+    """Model calls for one question before it is answered with an error."""
+    max_backlog: Count = 1_000_000
+    """Unsettled jobs in one stream before enqueueing is refused."""
+    max_unread: Count = 100_000
+    """Replies owed to one client before enqueueing is refused."""
+    max_dead: Count = 10_000
+    """Dead letters kept in one shard; the oldest are dropped, and counted."""
+    poison_limit: Count = 2
+    """How often a job that was tried alone may kill its worker before it is a dead letter."""
+    remember_rejection_s: Duration = 60.0
+    """How long a question that the model rejected is not asked again."""
+    remember_exhausted_s: Duration = 5.0
+    """How long a question that failed `max_attempts` times is not asked again."""
+    client_retain_s: Annotated[float, Meta(gt=0)] = 86_400.0
+    """How long the unread replies of a client that vanished are kept."""
+    sweep_every_s: Duration = 30.0
+    """How often leftovers of dead workers and clients are looked for."""
+    log: Literal["console", "json"] = "console"
+
+    def __post_init__(self) -> None:
+        if self.lease_renew_s > self.lease_ttl_s / 2:
+            raise ValueError("lease_renew_s: expected at most half of lease_ttl_s")

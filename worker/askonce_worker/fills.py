@@ -1,0 +1,115 @@
+"""Fills: finished answers are written to the store in groups, then their flights land.
+
+Group commit: while one write is under way, the answers that arrive are gathered for the next. The
+fill comes before the replies, so a crash between the two replays as a hit.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import anyio
+import structlog
+
+from askonce_queue.answer_scripts import Fill, Release
+from askonce_queue.errors import StoreUnavailable
+from askonce_queue.reply import Answer
+from askonce_queue.scripts import CHUNK
+from askonce_worker.cache.entry import Entry, encode_body
+from askonce_worker.cache.store_tier import StoreTier
+from askonce_worker.clock import Clock
+from askonce_worker.flights import Flight, FlightEnd
+from askonce_worker.landing import Landing
+from askonce_worker.leases import Leases
+
+log = structlog.get_logger("askonce.fills")
+
+_ENDS = {"f": FlightEnd.FILLED, "x": FlightEnd.FENCED, "i": FlightEnd.INVALIDATED}
+
+
+class _Finished(NamedTuple):
+    flight: Flight
+    answer: Answer
+
+
+class Fills:
+    """Writes answers and lands their flights."""
+
+    def __init__(self, tier: StoreTier, clock: Clock, leases: Leases, landing: Landing) -> None:
+        self._tier = tier
+        self._clock = clock
+        self._leases = leases
+        self._landing = landing
+        self._finished: list[_Finished] = []
+        self._bell = anyio.Event()
+
+    def put(self, flight: Flight, answer: Answer) -> None:
+        """Take the answer of a flight."""
+        self._finished.append(_Finished(flight, answer))
+        self._bell.set()
+
+    async def run(self) -> None:
+        """Write what is finished, for ever."""
+        while True:
+            if not self._finished:
+                self._bell = anyio.Event()
+                await self._bell.wait()
+            batch, self._finished = self._finished[:CHUNK], self._finished[CHUNK:]
+            await self._write(batch)
+
+    async def _write(self, batch: Sequence[_Finished]) -> None:
+        by_shard: defaultdict[int, list[_Finished]] = defaultdict(list)
+        for finished in batch:
+            if self._leases.may_fill(finished.flight):
+                by_shard[finished.flight.shard].append(finished)
+            else:
+                leased = finished.flight.leased_once
+                self._land(finished, FlightEnd.FENCED if leased else FlightEnd.UNKEPT)
+        if not by_shard:
+            return
+        try:
+            written = await self._tier.fill(
+                {shard: [_fill(one) for one in group] for shard, group in by_shard.items()}
+            )
+        except StoreUnavailable as error:
+            log.warning("answers could not be kept", answers=len(batch), error=str(error))
+            written = dict.fromkeys(by_shard)
+        for shard, group in by_shard.items():
+            result = written[shard]
+            if result is None:
+                await self._give_back(shard, group)
+            letters = result[1] if result else "u" * len(group)
+            for finished, letter in zip(group, letters, strict=True):
+                self._leases.drop(finished.flight)
+                self._land(finished, _ENDS.get(letter, FlightEnd.UNKEPT))
+
+    async def _give_back(self, shard: int, group: Sequence[_Finished]) -> None:
+        """The store took no answers (memory pressure): let others lead."""
+        try:
+            await self._tier.release(
+                {shard: [Release(one.flight.key, one.flight.token or b"") for one in group]}
+            )
+        except StoreUnavailable:
+            log.warning("leases could not be given back: they run out", leases=len(group))
+
+    def _land(self, finished: _Finished, end: FlightEnd) -> None:
+        flight, now = finished.flight, self._clock.monotonic()
+        entry = Entry(
+            finished.answer,
+            born=now,
+            built=flight.built,
+            kept=now + flight.task.memory_ttl_s,
+            tags=tuple(flight.tags),
+            shard=flight.shard,
+        )
+        self._landing.answer(flight, entry, end)
+
+
+def _fill(finished: _Finished) -> Fill:
+    flight = finished.flight
+    assert flight.token is not None
+    ttl_ms = int(flight.task.ttl_s * 1000)
+    tags = "\n".join(sorted(flight.tags))
+    return Fill(flight.key, flight.token, ttl_ms, ttl_ms, tags, encode_body(finished.answer))

@@ -1,0 +1,157 @@
+"""Flights: one question in progress in this process, with everyone here who waits for it.
+
+An ask joins or begins a flight synchronously, before any await, so two coroutines of one process
+can never both go to the store for one key. A flight belongs to no asker: it is flown by the
+resolver's own tasks, and lands whether or not anybody still waits.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from askonce_queue.reply import ErrorInfo, Source
+from askonce_worker.cache.entry import Entry
+from askonce_worker.cache.store_tier import Leased
+from askonce_worker.models.protocol import Question
+from askonce_worker.tasks import Task
+
+
+class FlightEnd(enum.Enum):
+    """Every way a flight can end."""
+
+    HIT = "hit"
+    """The store had the answer, or got it from another process's leader."""
+    FILLED = "filled"
+    """The model answered and the answer is kept."""
+    FENCED = "fenced"
+    """The model answered, but the lease was lost meanwhile: replied, not kept."""
+    INVALIDATED = "invalidated"
+    """The model answered, but a tag was invalidated meanwhile: replied, not kept."""
+    UNKEPT = "unkept"
+    """The model answered and the store did not take it (memory pressure, or not cacheable)."""
+    REJECTED = "rejected"
+    """A deterministic failure, ours or remembered from another process."""
+    EXHAUSTED = "exhausted"
+    """Transient failures until the key's attempts were used up."""
+
+
+class Ask(Protocol):
+    """One request for an answer, from a stream, over HTTP or from a caller in this process."""
+
+    @property
+    def task(self) -> Task: ...
+    @property
+    def key(self) -> bytes:
+        """The cache key, 32 bytes."""
+        ...
+
+    @property
+    def tags(self) -> Sequence[str]:
+        """The asker's own tags; the task's is implied."""
+        ...
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether an answer may be shared and kept; else the model is asked for this ask alone."""
+        ...
+
+    def question(self) -> Question:
+        """What the model is asked, normalised."""
+        ...
+
+    def answered(self, entry: Entry, source: Source, age_s: float) -> None:
+        """Take the answer. Called at most once, never together with `failed`."""
+        ...
+
+    def failed(self, error: ErrorInfo) -> None:
+        """Take the failure. Called at most once, never together with `answered`."""
+        ...
+
+
+class Flight:
+    """One question in progress: who waits, and under which lease it is computed."""
+
+    __slots__ = (
+        "asks",
+        "attempt",
+        "backoff_s",
+        "began",
+        "built",
+        "busy_token",
+        "flying",
+        "key",
+        "landed",
+        "lease_until",
+        "leased_once",
+        "question",
+        "shard",
+        "tags",
+        "takeover",
+        "task",
+        "token",
+        "waits_for_slot",
+    )
+
+    def __init__(self, ask: Ask, shard: int, now: float) -> None:
+        self.key = ask.key
+        self.task = ask.task
+        self.shard = shard
+        self.question = ask.question()
+        self.asks: list[Ask] = [ask]
+        self.tags = {ask.task.tag, *ask.tags}
+        self.began = now
+        self.backoff_s = 0.0
+        self.attempt = 1
+        self.busy_token: bytes | None = None
+        self.waits_for_slot = False
+        self.flying = False
+        self.landed = False
+        # The lease, while it is ours.
+        self.token: bytes | None = None
+        self.built = 0.0
+        self.lease_until = 0.0
+        self.leased_once = False
+        self.takeover = False
+
+    def hold(self, lease: Leased) -> None:
+        """Own the fill lease, and be about to fly under it."""
+        self.token = lease.token
+        self.built = lease.built
+        self.attempt = lease.attempt
+        self.lease_until = lease.until
+        self.takeover = lease.takeover
+        self.leased_once = True
+        self.flying = True
+
+    def join(self, ask: Ask) -> None:
+        """Let one more ask wait; the answer will carry its tags too."""
+        self.asks.append(ask)
+        self.tags.add(ask.task.tag)
+        self.tags.update(ask.tags)
+
+
+class Flights:
+    """The singleflight map of this process: cache key → its newest flight."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[bytes, Flight] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def get(self, key: bytes) -> Flight | None:
+        return self._by_key.get(key)
+
+    def register(self, flight: Flight) -> None:
+        """Make `flight` the one that later asks for its key join. An older one flies on alone."""
+        self._by_key[flight.key] = flight
+
+    def remove(self, flight: Flight) -> None:
+        """Let nobody join `flight` any more; a newer one of the same key stays."""
+        if self._by_key.get(flight.key) is flight:
+            del self._by_key[flight.key]
+
+    def __iter__(self) -> Iterator[Flight]:
+        return iter(list(self._by_key.values()))

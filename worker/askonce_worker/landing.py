@@ -1,0 +1,65 @@
+"""How flights end: everyone who waits gets the outcome, and memory keeps what may be kept."""
+
+from __future__ import annotations
+
+from askonce_queue.reply import ErrorInfo, Source
+from askonce_worker.cache.entry import Entry
+from askonce_worker.cache.memory import MemoryTier
+from askonce_worker.clock import Clock
+from askonce_worker.flights import Flight, FlightEnd, Flights
+from askonce_worker.observe.counters import Counters
+
+
+class Landing:
+    """Ends flights, once each."""
+
+    def __init__(
+        self, flights: Flights, memory: MemoryTier[Entry], clock: Clock, counters: Counters
+    ) -> None:
+        self._flights = flights
+        self._memory = memory
+        self._clock = clock
+        self._counters = counters
+
+    def hit(self, flight: Flight, entry: Entry) -> None:
+        """The store has the answer: at the first look (`store`) or from another leader."""
+        source: Source = "coalesced" if flight.busy_token is not None else "store"
+        if entry.stale:
+            source = "stale"
+        else:
+            self._keep(flight, entry)
+        now = self._clock.monotonic()
+        self._end(flight, FlightEnd.HIT)
+        self._counters.count(flight.task.name, source, len(flight.asks))
+        for ask in flight.asks:
+            ask.answered(entry, source, max(0.0, now - entry.born))
+
+    def answer(self, flight: Flight, entry: Entry, end: FlightEnd) -> None:
+        """The model answered: the first asker paid for it, the others were coalesced."""
+        if end is FlightEnd.FILLED:
+            self._keep(flight, entry)
+        self._end(flight, end)
+        name = flight.task.name
+        self._counters.count(name, "model")
+        if len(flight.asks) > 1:
+            self._counters.count(name, "coalesced", len(flight.asks) - 1)
+        source: Source = "model"
+        for ask in flight.asks:
+            ask.answered(entry, source, 0.0)
+            source = "coalesced"
+
+    def fail(self, flight: Flight, error: ErrorInfo, end: FlightEnd) -> None:
+        """No answer: everyone who waits is told why."""
+        self._end(flight, end)
+        self._counters.count(flight.task.name, "errors", len(flight.asks))
+        for ask in flight.asks:
+            ask.failed(error)
+
+    def _end(self, flight: Flight, end: FlightEnd) -> None:
+        assert not flight.landed, "a flight lands once"
+        flight.landed = True
+        self._flights.remove(flight)
+        self._counters.count(flight.task.name, f"flights_{end.value}")
+
+    def _keep(self, flight: Flight, entry: Entry) -> None:
+        self._memory.put(flight.key, entry, entry.size_bytes, entry.kept)

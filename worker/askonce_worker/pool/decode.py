@@ -1,0 +1,179 @@
+"""From stream entries to deliveries: envelope, payload, task, normalised input, cache key.
+
+Whatever is wrong with an entry becomes a `Bad` of its own and harms no neighbour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from askonce_queue.envelope import VERSION, Envelope, read_envelope
+from askonce_queue.errors import InvalidJob
+from askonce_queue.job import MAX_JOB_BYTES, Json, Payload, check_envelope
+from askonce_queue.queue_scripts import Lane
+from askonce_queue.reply import ErrorCode
+from askonce_worker.cache.key import must_bypass
+from askonce_worker.models.protocol import Question
+from askonce_worker.pool.delivery import Delivery, Outlet
+from askonce_worker.tasks import Task
+
+Entry = tuple[bytes, list[bytes] | None]
+"""A stream entry as the client library returns it raw: id, then names and values in turn."""
+
+_PLAIN_FIELDS = (b"v", b"c", b"i", b"p")
+_payload_decoder = msgspec.json.Decoder(Payload)
+
+
+class Bad(NamedTuple):
+    """An entry that is not a job this worker can answer; `fields` are as they came."""
+
+    envelope: Envelope
+    fields: list[bytes]
+    code: ErrorCode
+    message: str
+
+
+class _Refusal(Exception):
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        self.code: ErrorCode = code
+        self.message = message
+        super().__init__(message)
+
+
+class Decoder:
+    """Reads the entries of every lane for one worker's tasks."""
+
+    def __init__(
+        self, tasks: Mapping[str, Task], outlet: Outlet, *, max_job_bytes: int = MAX_JOB_BYTES
+    ) -> None:
+        self._tasks = tasks
+        self._outlet = outlet
+        self._max_job_bytes = max_job_bytes
+
+    def read(self, lane: Lane, entries: Sequence[Entry]) -> tuple[list[Delivery], list[Bad]]:
+        """Decode a batch. Never raises for what an entry holds."""
+        good: list[Delivery] = []
+        bad: list[Bad] = []
+        decode = _payload_decoder.decode
+        tasks, outlet, most = self._tasks, self._outlet, self._max_job_bytes
+        for entry_id, fields in entries:
+            # The plain job of a producer, inline: it is nearly every job, and this is the hot path.
+            if (
+                fields is not None
+                and len(fields) == 8
+                and (fields[0], fields[2], fields[4], fields[6]) == _PLAIN_FIELDS
+                and fields[1] == VERSION
+                and 0 < len(fields[7]) <= most
+            ):
+                try:
+                    payload = decode(fields[7])
+                    task = tasks[payload.task]
+                    text = payload.text
+                    if text and payload.messages is None and payload.params is None:
+                        if task.normalize is not None:
+                            text = task.normalize(text)
+                        encoded = text.encode()
+                        if text and len(encoded) <= task.max_input_bytes:
+                            client, job_id = fields[3].decode(), fields[5].decode()
+                            good.append(
+                                Delivery(
+                                    lane,
+                                    entry_id,
+                                    job_id,
+                                    f"{client}/{job_id}",
+                                    client,
+                                    task,
+                                    payload,
+                                    text,
+                                    task.key_maker.text_key(encoded, ""),
+                                    (),
+                                    task.cacheable,
+                                    outlet,
+                                )
+                            )
+                            continue
+                except (KeyError, ValueError, RecursionError, msgspec.MsgspecError):
+                    pass  # the slow path says what is wrong
+            self._read_carefully(lane, entry_id, fields, good, bad)
+        return good, bad
+
+    def _read_carefully(
+        self,
+        lane: Lane,
+        entry_id: bytes,
+        fields: list[bytes] | None,
+        good: list[Delivery],
+        bad: list[Bad],
+    ) -> None:
+        envelope = read_envelope(entry_id, fields)
+        try:
+            good.append(self._delivery(lane, envelope))
+        except _Refusal as refusal:
+            bad.append(Bad(envelope, fields or [], refusal.code, refusal.message))
+
+    def _delivery(self, lane: Lane, envelope: Envelope) -> Delivery:
+        if envelope.problem:
+            raise _Refusal("undecodable", envelope.problem)
+        if len(envelope.payload) > self._max_job_bytes:
+            raise _Refusal("too_large", f"the payload has more than {self._max_job_bytes} bytes")
+        try:
+            payload = _payload_decoder.decode(envelope.payload)
+        except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+            raise _Refusal("undecodable", f"the payload is not a job: {error}") from error
+        task = self._tasks.get(payload.task)
+        if task is None:
+            known = ", ".join(sorted(self._tasks))
+            raise _Refusal("unknown_task", f"no task {payload.task!r} here; known tasks: {known}")
+        try:
+            check_envelope(envelope.tenant, envelope.tags)
+            question = _question(task, payload)
+            bypass = must_bypass(question.params) if question.params else None
+            key = task.key_maker.question_key(question, envelope.tenant)
+        except (InvalidJob, UnicodeEncodeError) as error:
+            raise _Refusal("invalid_input", str(error)) from error
+        return Delivery(
+            lane,
+            envelope.entry_id,
+            envelope.job_id,
+            envelope.record,
+            envelope.address,
+            task,
+            Payload(task.name, question.text, question.messages, question.params),
+            question.text,
+            key,
+            envelope.tags,
+            task.cacheable and bypass is None,
+            self._outlet,
+        )
+
+
+def _question(task: Task, payload: Payload) -> Question:
+    """The input as key and model see it. Raises `_Refusal`."""
+    text, messages = payload.text, payload.messages
+    if (text is None) == (messages is None):
+        raise _Refusal("invalid_input", "a job needs exactly one of 'text' and 'messages'")
+    if task.normalize is not None:
+        if text is not None:
+            text = task.normalize(text)
+        else:
+            messages = [_normalized(task, message) for message in messages or ()]
+    if not text and not messages:
+        raise _Refusal("invalid_input", "the input is empty")
+    size = len(text.encode()) if text is not None else len(msgspec.json.encode(messages))
+    if size > task.max_input_bytes:
+        raise _Refusal(
+            "too_large",
+            f"the input has {size} bytes, more than the {task.max_input_bytes} of task "
+            f"{task.name!r} (max_input_bytes)",
+        )
+    return Question(text, messages, payload.params)
+
+
+def _normalized(task: Task, message: Json) -> Json:
+    content = message.get("content")
+    if task.normalize is None or not isinstance(content, str):
+        return message
+    return {**message, "content": task.normalize(content)}

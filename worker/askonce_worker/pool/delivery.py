@@ -1,0 +1,92 @@
+"""A delivery: a job in this worker's hands, from fetch to settle. It is an ask of the resolver."""
+
+from __future__ import annotations
+
+import enum
+from typing import Protocol
+
+from askonce_queue.job import Payload
+from askonce_queue.queue_scripts import Lane
+from askonce_queue.reply import ErrorInfo, Source, WireReply
+from askonce_worker.cache.entry import Entry
+from askonce_worker.models.protocol import Question
+from askonce_worker.tasks import Task
+
+
+class DeliveryEnd(enum.Enum):
+    """Every way a delivery can end."""
+
+    SETTLED = "settled"
+    """Answered or failed, and replied."""
+    BURIED = "buried"
+    """Undecodable or poison: an error reply and a dead letter."""
+    RETURNED = "returned"
+    """Handed to `returned` by a drain, for any worker to take."""
+    RECLAIMED = "reclaimed"
+    """Taken by another worker because this one looked dead; its settle changes nothing."""
+
+
+class Outlet(Protocol):
+    """Where settled deliveries go: the outbox."""
+
+    def put(self, delivery: Delivery, reply: WireReply) -> None: ...
+
+
+class Delivery:
+    """One job that was decoded and has a key. Slots only: there is one a job."""
+
+    __slots__ = (
+        "address",
+        "cacheable",
+        "entry_id",
+        "job_id",
+        "key",
+        "lane",
+        "outlet",
+        "payload",
+        "record",
+        "tags",
+        "task",
+        "text",
+    )
+
+    def __init__(
+        self,
+        lane: Lane,
+        entry_id: bytes,
+        job_id: str,
+        record: str,
+        address: str,
+        task: Task,
+        payload: Payload,
+        text: str | None,
+        key: bytes,
+        tags: tuple[str, ...],
+        cacheable: bool,
+        outlet: Outlet,
+    ) -> None:
+        self.lane = lane
+        self.entry_id = entry_id
+        self.job_id = job_id
+        self.record = record
+        self.address = address
+        self.task = task
+        self.payload = payload
+        self.text = text
+        self.key = key
+        self.tags = tags
+        self.cacheable = cacheable
+        self.outlet = outlet
+
+    def question(self) -> Question:
+        payload = self.payload
+        return Question(self.text, payload.messages, payload.params)
+
+    def answered(self, entry: Entry, source: Source, age_s: float) -> None:
+        self.outlet.put(
+            self,
+            WireReply(id=self.job_id, answer=entry.json, source=source, age_s=round(age_s, 3)),
+        )
+
+    def failed(self, error: ErrorInfo) -> None:
+        self.outlet.put(self, WireReply(id=self.job_id, error=error))

@@ -1,0 +1,171 @@
+"""The intake: fetches batches of one shard's lanes and hands them to the resolver.
+
+A job that hits costs nothing of its own here: one XREADGROUP, one decode loop, one resolve call a
+batch. After any error of a read the worker first looks at what is pending to it: the reply may have
+been lost after the server had made the deliveries.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import anyio
+import structlog
+from redis.exceptions import RedisError, ResponseError
+
+from askonce_queue import names
+from askonce_queue.queue_scripts import Lane
+from askonce_queue.scripts import CHUNK, AsyncStore
+from askonce_worker.clock import Clock
+from askonce_worker.pool.beat import Beat
+from askonce_worker.pool.decode import Decoder, Entry
+from askonce_worker.pool.delivery import Delivery
+from askonce_worker.pool.gate import Gate
+from askonce_worker.pool.held import Held
+from askonce_worker.pool.outbox import Outbox
+
+BLOCK_MS = 500
+STRAY_CHECK_S = 5.0
+STRAY_IDLE_MS = 5_000
+"""Younger deliveries can be a reply still on its way."""
+
+log = structlog.get_logger("askonce.intake")
+
+
+async def ensure_group(store: AsyncStore, lane: Lane) -> None:
+    """Create a lane's stream and group. From 0: settled entries are gone, so nothing comes twice."""
+    try:
+        await store.execute_command(
+            "XGROUP", "CREATE", lane.stream, names.GROUP, "0", "MKSTREAM"
+        )
+    except ResponseError as error:
+        if "BUSYGROUP" not in str(error):
+            raise
+
+
+class Intake:
+    """Fetches for one shard. `resolve` takes the deliveries of a batch."""
+
+    def __init__(
+        self,
+        store: AsyncStore,
+        commands: AsyncStore,
+        lanes: Sequence[Lane],
+        *,
+        beat: Beat,
+        gate: Gate,
+        held: Held,
+        decoder: Decoder,
+        resolve: Callable[[Sequence[Delivery]], None],
+        outbox: Outbox,
+        clock: Clock,
+        batch: int,
+    ) -> None:
+        self._store = store
+        self._commands = commands
+        self._lanes = {lane.stream: lane for lane in lanes}
+        self._shard_tag = lanes[0].tag
+        self._beat = beat
+        self._gate = gate
+        self._held = held
+        self._decoder = decoder
+        self._resolve = resolve
+        self._outbox = outbox
+        self._clock = clock
+        self._batch = batch
+        self._recover = False
+        self._strays_due = clock.monotonic() + STRAY_CHECK_S
+        self._rng = random.Random()
+
+    async def run(self) -> None:
+        """Fetch until the gate is closed for good."""
+        failures = 0
+        while True:
+            await self._beat.wait_fresh(self._shard_tag)
+            await self._held.wait_until(lambda held: held.room >= self._batch or not len(held))
+            if not await self._gate.pass_through():
+                return
+            try:
+                await self._step()
+                failures = 0
+            except (RedisError, OSError) as error:
+                self._recover = True
+                self._beat.note_failure()
+                failures += 1
+                log.warning("fetch failed", shard=self._shard_tag, error=str(error))
+            finally:
+                self._gate.stand_still()
+            if failures:
+                await anyio.sleep(self._rng.uniform(0, min(2.0, 0.05 * 2**failures)))
+
+    async def _step(self) -> None:
+        try:
+            if self._recover:
+                for lane in self._lanes.values():
+                    await ensure_group(self._commands, lane)
+                    await self._take_strays(lane, idle_ms=0)
+                self._recover = False
+            elif self._clock.monotonic() >= self._strays_due:
+                for lane in self._lanes.values():
+                    await self._take_strays(lane, idle_ms=STRAY_IDLE_MS)
+                self._strays_due = self._clock.monotonic() + STRAY_CHECK_S
+            fetched = await self._fetch()
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            for lane in self._lanes.values():
+                await ensure_group(self._commands, lane)
+            return
+        for stream, entries in fetched:
+            self.accept(self._lanes[stream], entries)
+
+    async def _fetch(self) -> list[tuple[bytes, list[Entry]]]:
+        reply: Any = await self._store.execute_command(
+            "XREADGROUP",
+            "GROUP",
+            names.GROUP,
+            self._beat.consumer,
+            "COUNT",
+            min(self._batch, max(1, self._held.room)),
+            "BLOCK",
+            BLOCK_MS,
+            "STREAMS",
+            *self._lanes,
+            *([">"] * len(self._lanes)),
+        )
+        if isinstance(reply, dict):  # RESP3
+            return list(reply.items())
+        return reply or []
+
+    def accept(self, lane: Lane, entries: Sequence[Entry]) -> None:
+        """Hold deliveries and start on them."""
+        self._held.add(lane, [entry_id for entry_id, _ in entries])
+        good, bad = self._decoder.read(lane, entries)
+        for one in bad:
+            self._outbox.bury(lane, one)
+        if good:
+            self._resolve(good)
+
+    async def _take_strays(self, lane: Lane, idle_ms: int) -> None:
+        """Take up deliveries that the server gave us and that never reached us."""
+        start: bytes = b"-"
+        while True:
+            pending: list[list[Any]] = await self._commands.execute_command(
+                "XPENDING", lane.stream, names.GROUP,
+                "IDLE", idle_ms, start, "+", CHUNK, self._beat.consumer,
+            )  # fmt: skip
+            strays = [row for row in pending if not self._held.has(lane, row[0])]
+            if strays:
+                log.warning("strays taken up", lane=lane.lane, entries=len(strays))
+            for entry_id, _, _, deliveries in strays:
+                # RETRYCOUNT: taking up one's own delivery is not another delivery.
+                claimed: list[Entry] = await self._commands.execute_command(
+                    "XCLAIM", lane.stream, names.GROUP, self._beat.consumer, 0, entry_id,
+                    "RETRYCOUNT", deliveries,
+                )  # fmt: skip
+                self.accept(lane, claimed)
+            if len(pending) < CHUNK:
+                return
+            start = b"(" + pending[-1][0]

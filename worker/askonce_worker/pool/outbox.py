@@ -1,0 +1,173 @@
+"""The outbox: replies are settled in groups, one atomic script a lane and group.
+
+Group commit: while one write is under way, what arrives is gathered for the next. A reply stays
+here, and its delivery stays held, until the store has confirmed the settle; settling twice is
+harmless, so every failure is simply repeated.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+
+import anyio
+import structlog
+from redis.exceptions import RedisError
+
+from askonce_queue import queue_scripts
+from askonce_queue.queue_scripts import Lane, SettleGroup
+from askonce_queue.reply import ErrorInfo, WireReply, encode_replies
+from askonce_queue.scripts import CHUNK, AsyncStore, Call, run_many
+from askonce_worker.clock import Clock
+from askonce_worker.observe.counters import Counters
+from askonce_worker.pool.decode import Bad
+from askonce_worker.pool.delivery import Delivery, DeliveryEnd
+from askonce_worker.pool.held import Held
+
+RETRY_S = (0.05, 2.0)
+MOST_CALLS = 8
+"""Most chunks in one round trip: bounds the time until its first reply is out."""
+
+log = structlog.get_logger("askonce.outbox")
+
+
+class Outbox:
+    """Settles deliveries of all lanes."""
+
+    def __init__(
+        self, store: AsyncStore, held: Held, clock: Clock, counters: Counters, max_dead: int
+    ) -> None:
+        self._store = store
+        self._held = held
+        self._clock = clock
+        self._counters = counters
+        self._max_dead = max_dead
+        self._waiting: list[tuple[Delivery, WireReply]] = []
+        self._bad: list[tuple[Lane, Bad]] = []
+        self._writing = False
+        self._bell = anyio.Event()
+        self._rng = random.Random()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits and no write is under way."""
+        return not (self._waiting or self._bad or self._writing)
+
+    def put(self, delivery: Delivery, reply: WireReply) -> None:
+        """Take the one reply of a delivery."""
+        self._waiting.append((delivery, reply))
+        self._bell.set()
+
+    def bury(self, lane: Lane, bad: Bad) -> None:
+        """Take an entry that cannot be answered: it becomes an error reply and a dead letter."""
+        self._bad.append((lane, bad))
+        self._bell.set()
+
+    async def run(self) -> None:
+        """Settle for ever."""
+        while True:
+            if self.empty:
+                self._bell = anyio.Event()
+                await self._bell.wait()
+            self._writing = True
+            await self._flush()
+            self._writing = False
+
+    async def _flush(self) -> None:
+        """Settle what waits now, and come back when the store has confirmed all of it."""
+        most = CHUNK * MOST_CALLS
+        batch, self._waiting = self._waiting[:most], self._waiting[most:]
+        bad, self._bad = self._bad[:most], self._bad[most:]
+        if batch:
+            await self._settle(batch)
+        for lane, one in bad:
+            await self._bury(lane, one)
+
+    async def _settle(self, batch: list[tuple[Delivery, WireReply]]) -> None:
+        now_ms = self._clock.wall_ms()
+        by_lane: defaultdict[Lane, list[tuple[Delivery, WireReply]]] = defaultdict(list)
+        for one in batch:
+            by_lane[one[0].lane].append(one)
+        calls: list[Call] = []
+        parts: list[list[tuple[Delivery, WireReply]]] = []
+        for lane, settled in by_lane.items():
+            for start in range(0, len(settled), CHUNK):
+                part = settled[start : start + CHUNK]
+                parts.append(part)
+                calls.append(queue_scripts.settle(lane, _groups(part, now_ms)))
+        results = await self._until_done(calls)
+        for part, counted in zip(parts, results, strict=True):
+            self._held.remove(part[0][0].lane, [delivery.entry_id for delivery, _ in part])
+            lost = len(part) - int(counted)
+            if lost:
+                self._count(DeliveryEnd.RECLAIMED, lost)
+            self._count(DeliveryEnd.SETTLED, len(part) - lost)
+
+    async def _bury(self, lane: Lane, bad: Bad) -> None:
+        envelope = bad.envelope
+        address = envelope.address if envelope.job_id else ""
+        reply = WireReply(id=envelope.job_id, error=ErrorInfo(bad.code, bad.message))
+        call = queue_scripts.bury(
+            lane,
+            address=address,
+            entry_id=envelope.entry_id,
+            record=envelope.record,
+            reply=encode_replies([reply]),
+            max_dead=self._max_dead,
+            code=bad.code,
+            message=bad.message,
+            fields=bad.fields,
+        )
+        ((counted, dropped),) = await self._until_done([call])
+        self._held.remove(lane, [envelope.entry_id])
+        log.warning("job buried", job=envelope.job_id, code=bad.code, error=bad.message)
+        if counted:
+            self._count(DeliveryEnd.BURIED, 1)
+        if dropped:
+            self._counters.count("*", "dead_letters_dropped", dropped)
+
+    def _count(self, end: DeliveryEnd, amount: int) -> None:
+        if amount:
+            self._counters.count("*", f"jobs_{end.value}", amount)
+
+    async def _until_done(self, calls: list[Call]) -> list[list[int]]:
+        """Run idempotent calls until each has succeeded."""
+        results: list[list[int]] = [[] for _ in calls]
+        left = list(range(len(calls)))
+        delay_s = RETRY_S[0]
+        while True:
+            try:
+                answers = await run_many(self._store, [calls[i] for i in left])
+            except (RedisError, OSError) as error:
+                answers = [error] * len(left)
+            failed: list[int] = []
+            for i, answer in zip(left, answers, strict=True):
+                if isinstance(answer, Exception):
+                    failed.append(i)
+                    log.warning("settle failed, will be repeated", error=str(answer))
+                else:
+                    results[i] = answer
+            if not failed:
+                return results
+            left = failed
+            await anyio.sleep(delay_s * self._rng.uniform(0.5, 1.0))
+            delay_s = min(RETRY_S[1], 2 * delay_s)
+
+
+def _groups(part: list[tuple[Delivery, WireReply]], now_ms: float) -> list[SettleGroup]:
+    by_address: defaultdict[str, list[tuple[Delivery, WireReply]]] = defaultdict(list)
+    for one in part:
+        by_address[one[0].address].append(one)
+    groups: list[SettleGroup] = []
+    for address, settled in by_address.items():
+        for delivery, reply in settled:
+            enqueued_ms = int(delivery.entry_id.partition(b"-")[0])
+            reply.took_ms = max(0, int(now_ms) - enqueued_ms)
+        groups.append(
+            SettleGroup(
+                address,
+                encode_replies([reply for _, reply in settled]),
+                [(delivery.entry_id, delivery.record) for delivery, _ in settled],
+            )
+        )
+    return groups

@@ -1,0 +1,134 @@
+"""Reclaim: takes over what dead workers held, without letting one poisonous job condemn others.
+
+What a draining worker handed back is simply taken. What a dead worker held is suspect: one of those
+jobs may have killed it. Suspects are retried with nothing else under way in this worker, in groups
+that shrink with every delivery (64, 8, 1); only a crash of a job that was tried alone counts
+towards the poison limit. (DESIGN retries every suspect alone at once; after a plain kill −9 of a
+worker with 2,000 cold jobs in hand that is 2,000 model calls one after the other.)
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import anyio
+import structlog
+from redis.exceptions import RedisError
+
+from askonce_queue import names, queue_scripts
+from askonce_queue.envelope import read_envelope
+from askonce_queue.queue_scripts import Lane
+from askonce_queue.scripts import AsyncStore, run
+from askonce_worker.observe.counters import Counters
+from askonce_worker.pool.beat import Beat
+from askonce_worker.pool.decode import Bad, Entry
+from askonce_worker.pool.gate import Gate
+from askonce_worker.pool.held import Held
+from askonce_worker.pool.intake import Intake
+from askonce_worker.pool.outbox import Outbox
+
+MOST = 256
+"""Most deliveries taken a lane and round."""
+GROUPS = {1: 64, 2: 8}
+"""How many suspects are retried together, by deliveries so far; more deliveries: alone."""
+
+log = structlog.get_logger("askonce.reclaim")
+
+
+class _Suspect(NamedTuple):
+    lane: Lane
+    entry: Entry
+
+
+class Reclaim:
+    """Takes over deliveries for one worker. `intakes` maps shard tags to their intake."""
+
+    def __init__(
+        self,
+        store: AsyncStore,
+        lanes: Sequence[Lane],
+        *,
+        beat: Beat,
+        gate: Gate,
+        held: Held,
+        outbox: Outbox,
+        counters: Counters,
+        intakes: dict[str, Intake],
+        poison_limit: int,
+    ) -> None:
+        self._store = store
+        self._lanes = lanes
+        self._beat = beat
+        self._gate = gate
+        self._held = held
+        self._outbox = outbox
+        self._counters = counters
+        self._intakes = intakes
+        self._poison_limit = poison_limit
+
+    async def run(self) -> None:
+        """Look for dead workers every half heartbeat TTL, until the worker stops."""
+        while not self._gate.stopping:
+            await anyio.sleep(self._beat.ttl_s / 2)
+            if not self._beat.may_reclaim:
+                continue
+            try:
+                await self.once()
+            except (RedisError, OSError) as error:
+                self._beat.note_failure()
+                log.warning("reclaim failed", error=str(error))
+
+    async def once(self) -> None:
+        """Take over what can be taken now. Raises redis-py's errors."""
+        suspects: dict[int, list[_Suspect]] = defaultdict(list)
+        for lane in self._lanes:
+            taken = await run(self._store, queue_scripts.claim(lane, self._beat.consumer, MOST))
+            returned: list[Entry] = []
+            for entry_id, fields, deliveries, handed_back in taken:
+                if handed_back:
+                    returned.append((entry_id, fields))
+                else:
+                    suspects[min(3, deliveries)].append(_Suspect(lane, (entry_id, fields)))
+                    self._held.park(lane, [entry_id])
+            if taken:
+                self._counters.count("*", "deliveries_reclaimed", len(taken))
+                log.warning("deliveries reclaimed", lane=lane.lane, entries=len(taken))
+            if returned:
+                self._intakes[lane.tag].accept(lane, returned)
+        if suspects:
+            await self._retry(suspects)
+
+    async def _retry(self, suspects: dict[int, list[_Suspect]]) -> None:
+        """Retry suspects with nothing else under way, in groups by how often they were tried."""
+        await self._gate.pause()
+        try:
+            await self._held.wait_until(lambda held: not len(held))
+            for deliveries, group in sorted(suspects.items()):
+                size = GROUPS.get(deliveries, 1)
+                for start in range(0, len(group), size):
+                    if self._gate.stopping:
+                        return
+                    await self._retry_together(group[start : start + size], alone=size == 1)
+        finally:
+            self._gate.resume()
+
+    async def _retry_together(self, group: Sequence[_Suspect], *, alone: bool) -> None:
+        for lane, entry in group:
+            if alone and await self._is_poison(lane, entry[0]):
+                message = f"every worker that tried it alone died ({self._poison_limit} times)"
+                bad = Bad(read_envelope(*entry), entry[1] or [], "poison", message)
+                self._held.add(lane, [entry[0]])
+                self._outbox.bury(lane, bad)
+            else:
+                self._intakes[lane.tag].accept(lane, [entry])
+        await self._held.wait_until(lambda held: not len(held))
+        if alone:
+            for lane, entry in group:
+                field = queue_scripts.solo_field(lane, entry[0])
+                await self._store.hdel(names.solo(lane.tag, lane.pool).decode(), field)
+
+    async def _is_poison(self, lane: Lane, entry_id: bytes) -> bool:
+        before = await run(self._store, queue_scripts.count_solo(lane, entry_id))
+        return int(before) >= self._poison_limit

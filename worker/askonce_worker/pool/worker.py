@@ -1,0 +1,257 @@
+"""One worker process: starts the loops in order, and stops them in reverse.
+
+    resolver → outbox → heartbeat → intakes → reclaim → sweep → counters
+
+Drain: no more fetches; what is under way gets the grace period; the rest is handed to `returned`;
+replies are settled; the consumer leaves. A second signal cuts the grace period short.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+from redis.exceptions import RedisError
+
+from askonce_queue import queue_scripts
+from askonce_queue.queue_scripts import LANES, Lane
+from askonce_queue.scripts import CHUNK, AsyncStore, run
+from askonce_queue.shards import shard_tags
+from askonce_queue.store import check_shards, check_store, connect
+from askonce_worker.clock import Clock, SystemClock
+from askonce_worker.config import WorkerConfig
+from askonce_worker.observe.counters import Counters
+from askonce_worker.pool.beat import Beat
+from askonce_worker.pool.decode import Decoder
+from askonce_worker.pool.delivery import DeliveryEnd
+from askonce_worker.pool.gate import Gate
+from askonce_worker.pool.held import Held
+from askonce_worker.pool.intake import BLOCK_MS, Intake, ensure_group
+from askonce_worker.pool.outbox import Outbox
+from askonce_worker.pool.reclaim import Reclaim
+from askonce_worker.pool.sweep import Sweep
+from askonce_worker.resolver import Resolver
+from askonce_worker.tasks import Task
+
+BURST_CHECK_S = 0.05
+FLUSH_LIMIT_S = 5.0
+
+log = structlog.get_logger("askonce.worker")
+
+
+def consumer_name() -> str:
+    """A name that no other incarnation of any worker has."""
+    return f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+class Worker:
+    """Serves the streams of one pool on a store, until `stop()`."""
+
+    def __init__(
+        self,
+        url: str,
+        tasks: Mapping[str, Task],
+        config: WorkerConfig,
+        *,
+        shards: int = 1,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.config = config
+        self.consumer = consumer_name()
+        self.counters = Counters()
+        self._clock = clock or SystemClock()
+        self._rng = rng or random.Random()
+        self._shards = shards
+        self._tags = shard_tags(shards)
+        self.lanes = [Lane(tag, config.pool, lane) for tag in self._tags for lane in LANES]
+        self._commands = connect(url, role="commands")
+        self._blocking = connect(
+            url, role="blocking", block_s=BLOCK_MS / 1000, max_connections=shards + 1
+        )
+        self._gate = Gate()
+        self._held = Held(config.max_held)
+        self._hurry = anyio.Event()
+        self._stop = anyio.Event()
+        self.resolver = Resolver(
+            self._commands,
+            self._tags,
+            memory_bytes=int(config.memory_bytes),
+            lease_ttl_s=config.lease_ttl_s,
+            lease_renew_s=config.lease_renew_s,
+            stamp_bound_s=config.stamp_bound_s,
+            counters=self.counters,
+            clock=self._clock,
+            rng=self._rng,
+        )
+        self._outbox = Outbox(
+            self._commands, self._held, self._clock, self.counters, config.max_dead
+        )
+        self._beat = Beat(
+            self._commands,
+            self._tags,
+            config.pool,
+            self.consumer,
+            self._clock,
+            config.heartbeat_ttl_s,
+        )
+        self._decoder = Decoder(tasks, self._outbox)
+
+    def stop(self) -> None:
+        """Drain; called again: without the grace period."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    async def run(self, *, burst: bool = False) -> None:
+        """Serve until `stop()` or, with `burst`, until there is nothing left to do.
+
+        Raises `StoreUnavailable` or `ConfigError` when the store is not fit for it at the start.
+        """
+        async with self.running():
+            if burst:
+                await self._until_empty()
+            else:
+                await self._stop.wait()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Worker]:
+        """Serve for the length of a block; drain at its end."""
+        try:
+            await check_store(self._commands)
+            await check_shards(self._commands, self._shards)
+            for lane in self.lanes:
+                await ensure_group(self._commands, lane)
+            async with self.resolver.running(), anyio.create_task_group() as tasks:
+                intakes = self._start(tasks)
+                log.info("worker started", consumer=self.consumer, shards=self._shards)
+                try:
+                    yield self
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await self._drain(intakes)
+                    tasks.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._commands.aclose()
+                await self._blocking.aclose()
+        log.info("worker stopped", consumer=self.consumer)
+
+    def _start(self, tasks: TaskGroup) -> TaskGroup:
+        tasks.start_soon(self._outbox.run)
+        tasks.start_soon(self._beat.run)
+        intakes = {tag: self._intake(tag) for tag in self._tags}
+        for intake in intakes.values():
+            tasks.start_soon(intake.run)
+        reclaim = Reclaim(
+            self._commands,
+            self.lanes,
+            beat=self._beat,
+            gate=self._gate,
+            held=self._held,
+            outbox=self._outbox,
+            counters=self.counters,
+            intakes=intakes,
+            poison_limit=self.config.poison_limit,
+        )
+        tasks.start_soon(reclaim.run)
+        sweep = Sweep(
+            self._commands,
+            self.lanes,
+            every_s=self.config.sweep_every_s,
+            client_retain_s=self.config.client_retain_s,
+            rng=self._rng,
+        )
+        tasks.start_soon(sweep.run)
+        tasks.start_soon(self.counters.flush_forever, self._commands, self._tags[0])
+        return tasks
+
+    def _intake(self, tag: str) -> Intake:
+        return Intake(
+            self._blocking,
+            self._commands,
+            [lane for lane in self.lanes if lane.tag == tag],
+            beat=self._beat,
+            gate=self._gate,
+            held=self._held,
+            decoder=self._decoder,
+            resolve=self.resolver.resolve,
+            outbox=self._outbox,
+            clock=self._clock,
+            batch=self.config.batch,
+        )
+
+    async def _until_empty(self) -> None:
+        """Return when no job is left in any stream, or at `stop()`."""
+        while not self._stop.is_set():
+            if len(self._held) == 0 and not await _backlog(self._commands, self.lanes):
+                return
+            with anyio.move_on_after(BURST_CHECK_S):
+                await self._stop.wait()
+
+    async def _drain(self, tasks: TaskGroup) -> None:
+        log.info("draining", held=len(self._held), grace_s=self.config.drain_s)
+        await self._gate.stop()
+        with anyio.move_on_after(self.config.drain_s):
+            await self._finished_or_hurried()
+        returned = await self._give_back()
+        with anyio.move_on_after(FLUSH_LIMIT_S):
+            while not self._outbox.empty:
+                await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+        await self._leave()
+        log.info("drained", returned=returned)
+
+    async def _finished_or_hurried(self) -> None:
+        async with anyio.create_task_group() as race:
+
+            async def hurry() -> None:
+                await self._hurry.wait()
+                race.cancel_scope.cancel()
+
+            race.start_soon(hurry)
+            await self._held.wait_until(lambda held: not len(held))
+            race.cancel_scope.cancel()
+
+    async def _give_back(self) -> int:
+        """Hand what is still under way to `returned`, from which any worker takes it at once."""
+        returned = 0
+        for lane in self.lanes:
+            entries = self._held.under_way(lane)
+            for start in range(0, len(entries), CHUNK):
+                part = entries[start : start + CHUNK]
+                try:
+                    call = queue_scripts.give_back(lane, self.consumer, part)
+                    returned += int(await run(self._commands, call))
+                except (RedisError, OSError) as error:
+                    log.warning("could not hand jobs back", jobs=len(part), error=str(error))
+        if returned:
+            self.counters.count("*", f"jobs_{DeliveryEnd.RETURNED.value}", returned)
+        return returned
+
+    async def _leave(self) -> None:
+        try:
+            await self.counters.flush(self._commands, self._tags[0])
+            for tag in self._tags:
+                lanes = [lane for lane in self.lanes if lane.tag == tag]
+                await run(
+                    self._commands,
+                    queue_scripts.leave(lanes, self.consumer, only_if_dead=False),
+                )
+        except (RedisError, OSError) as error:
+            log.warning("the consumer could not be removed: a sweep will", error=str(error))
+
+
+async def _backlog(store: AsyncStore, lanes: list[Lane]) -> int:
+    """How many jobs are unsettled."""
+    async with store.pipeline(transaction=False) as pipe:
+        for lane in lanes:
+            pipe.execute_command("XLEN", lane.stream)
+        return sum(map(int, await pipe.execute()))

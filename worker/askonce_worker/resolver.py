@@ -1,0 +1,163 @@
+"""The straight line from asks to answers: memory → flight → store or lease → model → fill → land.
+
+`Resolver` is the only thing that sees tiers, flights, leases and models together. It serves any
+intake that makes asks (streams, HTTP, callers in this process) and knows none of them.
+
+    resolve()        memory tier; a miss joins a flight or begins one        (synchronous)
+    waiting_room.py  new flights ask the store in batches: answer or lease
+    calls.py         a leased flight asks its model
+    fills.py         finished answers are written in groups
+    landing.py       everyone who waits gets the outcome
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from askonce_queue.answer_scripts import Release
+from askonce_queue.errors import StoreUnavailable
+from askonce_queue.scripts import AsyncStore
+from askonce_queue.shards import shard_of_digest
+from askonce_worker.cache.entry import Entry
+from askonce_worker.cache.memory import MemoryTier
+from askonce_worker.cache.stamps import Stamps
+from askonce_worker.cache.store_tier import StoreTier
+from askonce_worker.calls import Calls
+from askonce_worker.clock import Clock, SystemClock
+from askonce_worker.fills import Fills
+from askonce_worker.flights import Ask, Flight, Flights
+from askonce_worker.landing import Landing
+from askonce_worker.leases import Leases
+from askonce_worker.observe.counters import Counters
+from askonce_worker.waiting_room import WaitingRoom
+
+log = structlog.get_logger("askonce.resolver")
+
+
+class Resolver:
+    """Answers asks. Use `running()` around it: its loops renew leases, ask the store and fill."""
+
+    def __init__(
+        self,
+        store: AsyncStore,
+        shard_tags: Sequence[str],
+        *,
+        memory_bytes: int,
+        lease_ttl_s: float = 10.0,
+        lease_renew_s: float = 3.0,
+        stamp_bound_s: float = 0.5,
+        counters: Counters | None = None,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        clock = clock or SystemClock()
+        rng = rng or random.Random()
+        self._clock = clock
+        self._shards = len(shard_tags)
+        self.counters = counters or Counters()
+        self.memory: MemoryTier[Entry] = MemoryTier(memory_bytes)
+        self.stamps = Stamps(store, shard_tags, clock, stamp_bound_s)
+        self.flights = Flights()
+        self._tier = StoreTier(store, shard_tags, clock, rng, lease_ttl_s=lease_ttl_s)
+        self.leases = Leases(self._tier, clock, self.counters, renew_s=lease_renew_s)
+        landing = Landing(self.flights, self.memory, clock, self.counters)
+        self._fills = Fills(self._tier, clock, self.leases, landing)
+        self._room = WaitingRoom(self._tier, clock, rng, landing, self._take_off)
+        self._calls = Calls(
+            self._tier,
+            rng,
+            leases=self.leases,
+            landing=landing,
+            counters=self.counters,
+            answered=self._fills.put,
+            ask_again=self._ask_again,
+        )
+        self._tasks: TaskGroup | None = None
+
+    def resolve(self, asks: Sequence[Ask]) -> None:
+        """Answer what memory knows, and see to the rest; every ask gets exactly one outcome.
+
+        Synchronous: an ask that hits costs no task, no await and no round trip.
+        """
+        now = self._clock.monotonic()
+        entries = self.memory.get_many([ask.key for ask in asks], now)
+        usable = self.stamps.usable
+        hits: dict[str, int] = {}
+        for ask, entry in zip(asks, entries, strict=True):
+            if entry is not None and usable(entry, ask.tags, now):
+                name = ask.task.name
+                hits[name] = hits.get(name, 0) + 1
+                ask.answered(entry, "memory", now - entry.born)
+            elif ask.cacheable:
+                self._join_or_begin(ask, now)
+            else:
+                self._room.enter_alone(Flight(ask, 0, now))
+        for name, count in hits.items():
+            self.counters.count(name, "memory", count)
+
+    def _join_or_begin(self, ask: Ask, now: float) -> None:
+        flight = self.flights.get(ask.key)
+        if flight is not None and self._may_join(flight, ask):
+            flight.join(ask)
+            return
+        flight = Flight(ask, shard_of_digest(ask.key, self._shards), now)
+        self.flights.register(flight)
+        self._room.enter(flight)
+
+    def _may_join(self, flight: Flight, ask: Ask) -> bool:
+        """A flight begun before an invalidation of the asker's tags answers nobody who came after."""
+        if flight.token is None:
+            return True
+        return self.stamps.valid(flight.shard, flight.built, tuple(flight.tags), ask.tags)
+
+    def _take_off(self, flight: Flight) -> None:
+        assert self._tasks is not None, "the resolver is not running"
+        self._tasks.start_soon(self._fly, flight)
+
+    async def _fly(self, flight: Flight) -> None:
+        try:
+            await self._calls.fly(flight)
+        finally:
+            self._room.slot_freed(flight.task.backend)
+
+    def _ask_again(self, flight: Flight) -> None:
+        flight.flying = False
+        flight.busy_token = flight.busy_token or b""
+        self._room.enter(flight)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Resolver]:
+        """Run the loops; on exit cancel what still flies and give its leases back."""
+        await self.stamps.read()
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                tasks.start_soon(self.stamps.watch)
+                tasks.start_soon(self.leases.renew_forever)
+                tasks.start_soon(self._room.run)
+                tasks.start_soon(self._fills.run)
+                yield self
+                tasks.cancel_scope.cancel()
+        finally:
+            self._tasks = None
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                await self._give_leases_back()
+
+    async def _give_leases_back(self) -> None:
+        """What is not finished is somebody else's to lead, at once rather than after a TTL."""
+        by_shard: dict[int, list[Release]] = {}
+        for flight in self.leases.held:
+            if flight.token is not None:
+                by_shard.setdefault(flight.shard, []).append(Release(flight.key, flight.token))
+                self.leases.drop(flight)
+        if by_shard:
+            try:
+                await self._tier.release(by_shard)
+            except StoreUnavailable:
+                log.warning("leases could not be given back: they run out")

@@ -1,0 +1,216 @@
+"""The waiting room: flights that need the store's word, asked in batches.
+
+A new flight is asked about at once; one whose question is being computed elsewhere is asked about
+again with a backoff of 10 → 100 ms. One script answers all of them (`look_up.lua`): answers arrive
+and dead leaders are replaced by the same mechanism. A waiter that has lost its patience takes a
+live leader's lease over by compare-and-set.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import random
+from collections import defaultdict, deque
+from collections.abc import Callable
+
+import anyio
+import structlog
+
+from askonce_queue.errors import StoreUnavailable
+from askonce_worker.cache.store_tier import (
+    Batch,
+    Busy,
+    Free,
+    Hit,
+    Leased,
+    Rejected,
+    Result,
+    StoreTier,
+    Uncacheable,
+)
+from askonce_worker.clock import Clock
+from askonce_worker.flights import Flight, FlightEnd
+from askonce_worker.landing import Landing
+from askonce_worker.tasks import Backend
+
+BATCH = 256
+FIRST_BACKOFF_S = 0.010
+LONGEST_BACKOFF_S = 0.100
+LONGEST_SLOT_BACKOFF_S = 1.0
+"""For flights that wait for a slot of ours: a freed slot wakes them, polling only finds luck."""
+
+log = structlog.get_logger("askonce.waiting_room")
+
+
+class WaitingRoom:
+    """All flights of a process that have neither answer nor lease yet.
+
+    `take_off` is called with a flight that may be computed here; its slot is already taken, and
+    comes back through `slot_freed`.
+    """
+
+    def __init__(
+        self,
+        tier: StoreTier,
+        clock: Clock,
+        rng: random.Random,
+        landing: Landing,
+        take_off: Callable[[Flight], None],
+    ) -> None:
+        self._tier = tier
+        self._clock = clock
+        self._rng = rng
+        self._landing = landing
+        self._take_off = take_off
+        self._due_now: list[Flight] = []
+        self._later: list[tuple[float, int, Flight]] = []
+        self._sequence = itertools.count()
+        self._bell = anyio.Event()
+        self._for_slot: defaultdict[str, deque[Flight]] = defaultdict(deque)
+        self._alone: defaultdict[str, deque[Flight]] = defaultdict(deque)
+
+    def enter(self, flight: Flight) -> None:
+        """Ask about `flight` with the next batch."""
+        self._due_now.append(flight)
+        self._bell.set()
+
+    def enter_alone(self, flight: Flight) -> None:
+        """Let a flight that shares nothing (not cacheable) take off as soon as a slot is free."""
+        backend = flight.task.backend
+        if backend.free_slots > 0:
+            backend.in_flight += 1
+            flight.flying = True
+            self._take_off(flight)
+        else:
+            self._alone[backend.name].append(flight)
+
+    def slot_freed(self, backend: Backend) -> None:
+        """Take back a flight slot; the next that waits for one is served."""
+        backend.in_flight -= 1
+        alone = self._alone[backend.name]
+        if alone:
+            self.enter_alone(alone.popleft())
+            return
+        waiting = self._for_slot[backend.name]
+        while waiting:
+            flight = waiting.popleft()
+            flight.waits_for_slot = False
+            if not (flight.landed or flight.flying):
+                self.enter(flight)
+                return
+
+    async def run(self) -> None:
+        """Ask about what is due, for ever; what comes while one batch is asked is the next."""
+        while True:
+            due = self._take_due()
+            if due:
+                await self._ask(due)
+                continue
+            self._bell = anyio.Event()
+            wait_s = self._later[0][0] - self._clock.monotonic() if self._later else math.inf
+            with anyio.move_on_after(max(0.0, wait_s)):
+                await self._bell.wait()
+
+    def _take_due(self) -> list[Flight]:
+        due, self._due_now = self._due_now, []
+        now = self._clock.monotonic()
+        while self._later and self._later[0][0] <= now:
+            due.append(heapq.heappop(self._later)[2])
+        # A flight can be due twice (its backoff ended and a slot was freed).
+        return [flight for flight in dict.fromkeys(due) if not (flight.landed or flight.flying)]
+
+    def _ask_later(self, flight: Flight, longest_s: float) -> None:
+        flight.backoff_s = min(longest_s, max(FIRST_BACKOFF_S, 2 * flight.backoff_s))
+        due = self._clock.monotonic() + flight.backoff_s * self._rng.uniform(0.75, 1.0)
+        heapq.heappush(self._later, (due, next(self._sequence), flight))
+
+    async def _ask(self, due: list[Flight]) -> None:
+        groups: defaultdict[tuple[int, str], list[Flight]] = defaultdict(list)
+        for flight in due:
+            groups[flight.shard, flight.task.backend.name].append(flight)
+        parts = [
+            group[start : start + BATCH]
+            for group in groups.values()
+            for start in range(0, len(group), BATCH)
+        ]
+        batches = [self._batch(part) for part in parts]
+        answers: list[list[Result]]
+        try:
+            answers = await self._tier.look_up(batches)
+        except StoreUnavailable as error:
+            log.warning("look-up failed", flights=len(due), error=str(error))
+            answers = [[None] * len(part) for part in parts]
+        for part, batch, results in zip(parts, batches, answers, strict=True):
+            taken = sum(map(self._sort, part, results))
+            for _ in range(batch.max_new_leases - taken):
+                self.slot_freed(part[0].task.backend)
+        await self._lose_patience(due)
+
+    def _batch(self, flights: list[Flight]) -> Batch:
+        """Reserve the slots and describe the look-up of flights of one shard and one model."""
+        backend = flights[0].task.backend
+        reserved = min(max(0, backend.free_slots), len(flights))
+        backend.in_flight += reserved
+        return Batch(
+            flights[0].shard,
+            [flight.key for flight in flights],
+            ["\n".join(flight.tags) for flight in flights],
+            [flight.task.memory_ttl_s for flight in flights],
+            reserved,
+            flights[0].task.retry.max_attempts,
+        )
+
+    def _sort(self, flight: Flight, result: Result) -> bool:
+        """Send a flight where its result says; whether it took off."""
+        match result:
+            case Hit(entry):
+                self._landing.hit(flight, entry)
+            case Leased():
+                flight.hold(result)
+                self._take_off(flight)
+                return True
+            case Busy(token):
+                flight.busy_token = token
+                self._ask_later(flight, LONGEST_BACKOFF_S)
+            case Free():
+                if not flight.waits_for_slot:
+                    flight.waits_for_slot = True
+                    self._for_slot[flight.task.backend.name].append(flight)
+                self._ask_later(flight, LONGEST_SLOT_BACKOFF_S)
+            case Rejected(error):
+                self._landing.fail(flight, error, FlightEnd.REJECTED)
+            case Uncacheable():
+                self.enter_alone(flight)
+            case None:
+                self._ask_later(flight, LONGEST_SLOT_BACKOFF_S)
+        return False
+
+    async def _lose_patience(self, flights: list[Flight]) -> None:
+        """Take over the leases for which flights have waited too long, as slots allow."""
+        now = self._clock.monotonic()
+        impatient: defaultdict[int, list[Flight]] = defaultdict(list)
+        for flight in flights:
+            backend = flight.task.backend
+            if (
+                flight.busy_token is not None
+                and not (flight.landed or flight.flying)
+                and now - flight.began > backend.patience_s
+                and backend.free_slots > 0
+            ):
+                backend.in_flight += 1
+                impatient[flight.shard].append(flight)
+        for shard, waiters in impatient.items():
+            try:
+                results = await self._tier.take_over(
+                    shard, [(f.key, f.busy_token or b"") for f in waiters]
+                )
+            except StoreUnavailable:
+                results = [None] * len(waiters)
+            for flight, result in zip(waiters, results, strict=True):
+                if isinstance(result, Leased):
+                    flight.hold(result)
+                    self._take_off(flight)
+                else:
+                    self.slot_freed(flight.task.backend)
