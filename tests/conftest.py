@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import redis.asyncio
 
 from askonce_queue.embedded import EmbeddedStore
 from askonce_queue.store import connect
+from tests.support.embedded_server import is_running, server_pid
 from tests.support.leaks import (
     assert_no_other_connections,
     assert_only_known_keys,
@@ -25,6 +27,17 @@ def store_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real server that all tests share."""
     with EmbeddedStore(tmp_path_factory.mktemp("store"), maxmemory="256mb") as embedded:
         yield embedded.url
+
+
+@pytest.fixture
+def state_folder(tmp_path: Path) -> Iterator[Path]:
+    """A state folder whose server has ended when the test has."""
+    folder = tmp_path / "state"
+    yield folder
+    if (folder / "socket").exists():
+        with EmbeddedStore(folder) as embedded:
+            pid = server_pid(embedded.url)
+        eventually_sync(lambda: not is_running(pid))
 
 
 @pytest.fixture

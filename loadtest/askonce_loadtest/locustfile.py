@@ -35,7 +35,6 @@ from redis.exceptions import RedisError
 
 from askonce_queue.errors import AskonceError
 from askonce_queue.job import Job
-from askonce_queue.reply import Reply
 from askonce_queue.sync import Client
 
 REPLY_TIMEOUT_S = 60.0
@@ -160,18 +159,13 @@ class Producer(User):
         ]
         started = time.perf_counter()
         try:
-            for reply in self._replies(jobs):
+            for reply in self._client.ask_many(jobs, timeout_s=REPLY_TIMEOUT_S):
                 failed = reply.error
                 error = JobFailed(f"{failed.code}: {failed.message}") if failed else None
                 self._report(options.askonce_task, started, error)
         except (AskonceError, RedisError) as error:
             self._report(options.askonce_task, started, error)
             time.sleep(PAUSE_AFTER_FAILURE_S)
-
-    def _replies(self, jobs: list[Job]) -> Iterator[Reply]:
-        if len(jobs) == 1:
-            return iter([self._client.ask(jobs[0], timeout_s=REPLY_TIMEOUT_S)])
-        return self._client.ask_many(jobs)
 
     def _report(self, name: str, started: float, error: Exception | None) -> None:
         """Fire locust's request event; `started` is on the clock of `time.perf_counter`, in s."""

@@ -57,13 +57,13 @@ class EmbeddedStore:
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         *,
         maxmemory: str | int = "1gb",
         start_timeout_s: float = 60.0,
         stop_timeout_s: float = 30.0,
     ) -> None:
-        self.folder = folder.absolute()
+        self.folder = Path(folder).absolute()
         self._maxmemory = maxmemory
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s

@@ -19,7 +19,7 @@ import redis
 import redis.asyncio
 from redis.asyncio import connection as async_connection
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import EqualJitterBackoff
 from redis.exceptions import DataError, RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
@@ -35,8 +35,9 @@ Role = Literal["commands", "blocking"]
 Client = TypeVar("Client", redis.Redis, redis.asyncio.Redis)
 
 RETRIES = 3
-RETRY_BASE_S = 0.05
+RETRY_BASE_S = 0.1
 RETRY_CAP_S = 1.0
+"""With both, the retries outlast a restart of at least 0.7 s."""
 POOL_WAIT_S = 20.0
 HEALTH_CHECK_S = 15
 """A connection unused for longer is pinged first: the other end may be gone without a word."""
@@ -81,7 +82,7 @@ def connect(
     retries = RETRIES if role == "commands" else 0
     pool = redis.asyncio.BlockingConnectionPool(
         connection_class=_ASYNC_CONNECTIONS[kind],
-        retry=AsyncRetry(ExponentialWithJitterBackoff(RETRY_CAP_S, RETRY_BASE_S), retries),
+        retry=AsyncRetry(EqualJitterBackoff(RETRY_CAP_S, RETRY_BASE_S), retries),
         **options,
     )
     return _with_raw_replies(redis.asyncio.Redis.from_pool(pool))
@@ -101,7 +102,7 @@ def connect_sync(
     retries = RETRIES if role == "commands" else 0
     pool = redis.BlockingConnectionPool(
         connection_class=_SYNC_CONNECTIONS[kind],
-        retry=Retry(ExponentialWithJitterBackoff(RETRY_CAP_S, RETRY_BASE_S), retries),
+        retry=Retry(EqualJitterBackoff(RETRY_CAP_S, RETRY_BASE_S), retries),
         command_packer=_Packer(),
         **options,
     )

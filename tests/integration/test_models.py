@@ -3,69 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import test_utils, web
+from aiohttp import web
 
 from askonce_loadtest.model_server import Behaviour, Fault, ModelServer
 from askonce_queue.errors import ConfigError
 from askonce_queue.reply import ErrorCode, Usage
 from askonce_worker.models.completion import MAX_BODY_BYTES
-from askonce_worker.models.openai import OpenAIModel
 from askonce_worker.models.protocol import (
-    Model,
     ModelFailure,
     Prompt,
     Question,
     Rejection,
     TransientFailure,
 )
+from tests.support.chat_models import KEY, LABELS, TEXT, answering, failure_of, model_at
 from tests.support.waiting import eventually
-
-KEY = "sk-test-4f9a0c77d1e2"
-LABELS = Prompt(system="Classify.", labels=("spam", "ham", "eggs"), temperature=0.0)
-TEXT = Question(text="buy now")
 
 
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession() as opened:
         yield opened
-
-
-def model_at(
-    base_url: str,
-    session: aiohttp.ClientSession,
-    *,
-    key: Callable[[], str | None] = lambda: KEY,
-    timeout_s: float = 10.0,
-) -> OpenAIModel:
-    return OpenAIModel(session, base_url=base_url, model="m", api_key=key, timeout_s=timeout_s)
-
-
-async def failure_of(model: Model, prompt: Prompt = LABELS) -> ModelFailure:
-    with pytest.raises(ModelFailure) as caught:
-        await model.ask(prompt, TEXT)
-    error = caught.value
-    assert KEY not in f"{error} {error!r} {error.__cause__!r} {error.__context__!r} {model!r}"
-    return error
-
-
-@asynccontextmanager
-async def answering(
-    handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
-) -> AsyncIterator[str]:
-    """Serve every request with `handler`; yield the base URL."""
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", handler)
-    async with test_utils.TestServer(app) as server:
-        yield str(server.make_url("/v1"))
 
 
 async def test_an_answer_has_label_model_and_usage(session: aiohttp.ClientSession) -> None:
@@ -158,11 +122,9 @@ async def test_waiting_for_a_connection_counts_towards_the_timeout() -> None:
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as narrow,
     ):
         model = model_at(server.base_url, narrow, timeout_s=0.1)
-        codes = [error.code for error in await asyncio.gather(*(failure_of(model),) * 1)]
-        codes += [
-            error.code for error in await asyncio.gather(failure_of(model), failure_of(model))
-        ]
-        assert codes == ["timeout"] * 3
+        errors = await asyncio.gather(*(failure_of(model) for _ in range(3)))
+        assert [error.code for error in errors] == ["timeout"] * 3
+        assert server.total_calls == 1
 
 
 async def test_cancelling_a_call_propagates_and_closes_its_connection(
@@ -197,53 +159,6 @@ async def test_a_server_that_speaks_no_http_is_unavailable(session: aiohttp.Clie
         port = server.sockets[0].getsockname()[1]
         error = await failure_of(model_at(f"http://127.0.0.1:{port}", session))
         assert error.code == "unavailable"
-
-
-async def test_a_wrong_key_is_unauthorized_and_never_repeated(
-    session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    async with ModelServer(api_key="another") as server:  # its 401 repeats the key it was given
-        model = model_at(server.base_url, session)
-        error = await failure_of(model)
-        assert isinstance(error, Rejection)
-        assert error.code == "unauthorized"
-        with pytest.raises(Rejection, match="unauthorized"):
-            await model.check()
-    assert KEY not in caplog.text
-
-
-async def test_an_api_that_repeats_the_key_does_not_get_it_into_a_message(
-    session: aiohttp.ClientSession,
-) -> None:
-    async def echo(request: web.Request) -> web.Response:
-        return web.json_response({"error": {"message": str(request.headers)}}, status=400)
-
-    async with answering(echo) as url:
-        assert "[API key]" in (await failure_of(model_at(url, session))).message
-
-
-def unreadable() -> str:
-    raise PermissionError(13, "denied", "/run/secrets/key")
-
-
-@pytest.mark.parametrize("key", [lambda: "new\nline", lambda: "schlüssel", unreadable])
-async def test_a_key_that_cannot_be_sent_is_unauthorized(
-    session: aiohttp.ClientSession, key: Callable[[], str]
-) -> None:
-    async with ModelServer() as server:
-        error = await failure_of(model_at(server.base_url, session, key=key))
-        assert error.code == "unauthorized"
-        assert server.total_calls == 0
-
-
-async def test_the_key_is_asked_before_each_call(session: aiohttp.ClientSession) -> None:
-    keys = iter(["old", f"{KEY}\n", None])
-    async with ModelServer(api_key=KEY) as server:
-        model = model_at(server.base_url, session, key=lambda: next(keys))
-        assert (await failure_of(model)).code == "unauthorized"
-        assert (await model.ask(LABELS, TEXT)).label
-        assert (await failure_of(model)).code == "unauthorized"
 
 
 async def test_redirects_are_not_followed(session: aiohttp.ClientSession) -> None:
@@ -328,13 +243,3 @@ async def test_a_base_url_that_is_none_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="base_url"):
         model_at(base_url, session)
-
-
-async def test_a_password_in_the_base_url_is_refused_and_not_shown(
-    session: aiohttp.ClientSession,
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        model_at("http://user:hunter2@host/v1", session)
-    assert "hunter2" not in str(caught.value)
-    with pytest.raises(ConfigError, match="timeout_s"):
-        model_at("http://host/v1", session, timeout_s=0)

@@ -78,7 +78,9 @@ def test_the_message_of_each_api_is_found(body: object) -> None:
     assert failure(body, status=400).message == "HTTP 400: too hot"
 
 
-@pytest.mark.parametrize("body", [{"error": {"message": 5}}, {"error": [1]}, {"detail": [{"loc": []}]}, 5])
+@pytest.mark.parametrize(
+    "body", [{"error": {"message": 5}}, {"error": [1]}, {"detail": [{"loc": 1}]}, 5]
+)
 def test_an_error_body_of_another_shape_leaves_the_status(body: object) -> None:
     assert failure(body, status=400).message == "HTTP 400"
 

@@ -6,6 +6,7 @@ question that fails everywhere is not asked `processes × attempts` times.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 
@@ -100,6 +101,12 @@ class Calls:
                 error=failure.message,
             )
             raise
+        except anyio.get_cancelled_exc_class():
+            this = asyncio.current_task()
+            if this is None or this.cancelling():
+                raise
+            # Nobody cancelled this flight: the model's own code gave up. Its waiters must hear.
+            raise TransientFailure("model_failed", "the model cancelled itself") from None
         except Exception as error:
             # A fault of a model's own code must not take its worker along.
             log.exception("model raised", task=task.name, model=task.backend.name)
@@ -131,14 +138,19 @@ class Calls:
         error = ErrorInfo(failure.code, failure.message)
         await self._release(flight, error, remember_s)
         end = FlightEnd.REJECTED if isinstance(failure, Rejection) else FlightEnd.EXHAUSTED
-        self._landing.fail(flight, error, end)
+        cause = failure.__cause__ if isinstance(failure.__cause__, Exception) else failure
+        self._landing.fail(flight, error, end, cause)
 
     async def _release(self, flight: Flight, error: ErrorInfo, remember_s: float) -> None:
         if flight.token is None:
             return
         self._leases.drop(flight)
         release = Release(
-            flight.key, flight.token, "R", int(remember_s * 1000), msgspec.json.encode(error)
+            flight.key,
+            flight.token,
+            "R" if remember_s > 0 else "",
+            int(remember_s * 1000),
+            msgspec.json.encode(error),
         )
         try:
             await self._tier.release({flight.shard: [release]})

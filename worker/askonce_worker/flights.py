@@ -65,8 +65,11 @@ class Ask(Protocol):
         """Take the answer. Called at most once, never together with `failed`."""
         ...
 
-    def failed(self, error: ErrorInfo) -> None:
-        """Take the failure. Called at most once, never together with `answered`."""
+    def failed(self, error: ErrorInfo, cause: Exception | None) -> None:
+        """Take the failure, with the exception behind it where it happened in this process.
+
+        Called at most once, never together with `answered`.
+        """
         ...
 
 

@@ -48,12 +48,14 @@ class Landing:
             ask.answered(entry, source, 0.0)
             source = "coalesced"
 
-    def fail(self, flight: Flight, error: ErrorInfo, end: FlightEnd) -> None:
+    def fail(
+        self, flight: Flight, error: ErrorInfo, end: FlightEnd, cause: Exception | None = None
+    ) -> None:
         """No answer: everyone who waits is told why."""
         self._end(flight, end)
         self._counters.count(flight.task.name, "errors", len(flight.asks))
         for ask in flight.asks:
-            ask.failed(error)
+            ask.failed(error, cause)
 
     def _end(self, flight: Flight, end: FlightEnd) -> None:
         assert not flight.landed, "a flight lands once"

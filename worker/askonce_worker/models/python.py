@@ -146,7 +146,7 @@ def load_call(spec: str, folder: Path) -> Call:
     if call is None:
         raise ConfigError(f"module {module_name!r} has no function {function!r} (for {spec!r})")
     if not callable(call):
-        raise ConfigError(f"{spec!r} is a {type(call).__name__}, not a function")
+        raise ConfigError(f"{spec!r} is of type {type(call).__name__}, not a function")
     return cast("Call", call)
 
 

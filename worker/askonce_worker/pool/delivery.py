@@ -88,5 +88,6 @@ class Delivery:
             WireReply(id=self.job_id, answer=entry.json, source=source, age_s=round(age_s, 3)),
         )
 
-    def failed(self, error: ErrorInfo) -> None:
+    def failed(self, error: ErrorInfo, cause: Exception | None) -> None:
+        del cause  # it was logged where it happened; the reply has code and message
         self.outlet.put(self, WireReply(id=self.job_id, error=error))

@@ -1,0 +1,184 @@
+"""The stand-in model server: reproducible, exactly counted, bounded; and as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from askonce_loadtest.model_behaviour import Turn, turn_of
+from askonce_loadtest.model_command import model
+from askonce_loadtest.model_server import (
+    MAX_REQUEST_BYTES,
+    Behaviour,
+    ModelServer,
+)
+from tests.support.waiting import eventually
+
+COMMAND = "import typer; from askonce_loadtest.model_command import model; typer.run(model)"
+TEXTS = [f"text {n}" for n in range(2000)]
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as opened:
+        yield opened
+
+
+def chat(text: str, **fields: Any) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": text}], **fields}
+
+
+async def post(
+    session: aiohttp.ClientSession, server: ModelServer, body: object
+) -> tuple[int, Any]:
+    url = f"{server.base_url}/chat/completions"
+    async with session.post(url, data=io.BytesIO(msgspec.json.encode(body))) as response:
+        return response.status, await response.json()
+
+
+def test_turns_depend_on_seed_input_and_count_only() -> None:
+    behaviour = Behaviour(seed=1, cut=0.3, latency_ms=10, latency_sigma=0.5)
+    first = [turn_of(behaviour, text, 0, None) for text in TEXTS]
+    assert first == [turn_of(behaviour, text, 0, None) for text in TEXTS]
+    assert first != [turn_of(behaviour, text, 1, None) for text in TEXTS]
+    other = msgspec.structs.replace(behaviour, seed=2)
+    assert first != [turn_of(other, text, 0, None) for text in TEXTS]
+
+
+def test_faults_and_latencies_come_in_their_shares() -> None:
+    behaviour = Behaviour(
+        status_429=0.1, cut=0.2, empty_choices=0.3, latency_ms=10, latency_sigma=1
+    )
+    turns = [turn_of(behaviour, text, 0, None) for text in TEXTS]
+    counts = Counter(turn.fault for turn in turns)
+    expected = {"status_429": 200, "cut": 400, "empty_choices": 600, "ok": 800}
+    assert counts.keys() == expected.keys()
+    assert all(abs(counts[fault] - expected[fault]) < 80 for fault in counts)
+    latencies = sorted(turn.latency_s for turn in turns)
+    assert 0.009 < latencies[1000] < 0.011
+    assert 0.02 < latencies[1680] < 0.034  # one sigma above the median: e times it
+    assert turn_of(Behaviour(latency_ms=5), "any", 0, None) == Turn("ok", 0.005)
+    assert turn_of(Behaviour(stall=1.0), "any", 0, "ok").fault == "ok"
+
+
+@pytest.mark.parametrize(
+    "shares", [{"cut": 0.6, "stall": 0.6}, {"cut": -0.1}, {"cut": float("nan")}]
+)
+def test_shares_beyond_the_whole_are_refused(shares: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="shares"):
+        Behaviour(**shares)
+
+
+async def test_equal_questions_get_equal_bytes_and_are_counted(
+    session: aiohttp.ClientSession,
+) -> None:
+    async with ModelServer() as server:
+        body = chat("hello", messages=[
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": [{"type": "text", "text": "hello"}]},
+        ])  # fmt: skip
+        assert await post(session, server, body) == await post(session, server, body)
+        await post(session, server, chat("other"))
+        assert server.calls == {"hello": 2, "other": 1}
+        async with session.get(f"{server.root_url}/stats?calls=1") as response:
+            stats = await response.json()
+        assert stats["calls"] == {"hello": 2, "other": 1}
+        assert (stats["total_calls"], stats["repeated_inputs"]) == (3, 1)
+        assert (stats["max_calls_per_input"], stats["distinct_inputs"]) == (2, 2)
+
+
+async def test_calls_in_flight_are_counted_and_stalls_end_with_the_server(
+    session: aiohttp.ClientSession,
+) -> None:
+    async with ModelServer(Behaviour(stall=1.0)) as server:
+        calls = [asyncio.create_task(post(session, server, chat(str(n)))) for n in range(5)]
+        await eventually(lambda: server.in_flight == 5)
+        assert server.max_in_flight == 5
+        assert server.faults == {"stall": 5}
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(result, BaseException) or result[0] == 503 for result in results)
+
+
+async def test_reset_forgets_and_can_change_the_behaviour(session: aiohttp.ClientSession) -> None:
+    async with ModelServer() as server:
+        await post(session, server, chat("hello"))
+        url = f"{server.root_url}/reset"
+        async with session.post(url, data=b'{"status_500": 1.0}') as response:
+            assert (await response.json())["total_calls"] == 0
+        assert (await post(session, server, chat("hello")))[0] == 500
+        assert server.calls == {"hello": 1}
+        for wrong in (b'{"status_500": 2}', b'{"typo": 1}', b"{", b'{"cut":0.6,"stall":0.6}'):
+            async with session.post(url, data=wrong) as response:
+                assert response.status == 400
+        assert server.calls == {"hello": 1}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (chat("hello", stream=True), 400),
+        (chat("hello", n=2), 400),
+        ({"model": "m"}, 400),
+        ([], 400),
+        (chat("x" * MAX_REQUEST_BYTES), 413),
+    ],
+)
+async def test_what_it_does_not_do_is_an_error_in_the_shape_of_the_api(
+    session: aiohttp.ClientSession, body: object, status: int
+) -> None:
+    async with ModelServer() as server:
+        answered, error = await post(session, server, body)
+        assert answered == status
+        assert error["error"]["message"]
+        assert server.total_calls == 0
+
+
+async def test_it_listens_on_loopback_only_and_says_when_it_cannot() -> None:
+    async with ModelServer() as server:
+        assert server.base_url == f"http://127.0.0.1:{server.port}/v1"
+        with pytest.raises(OSError, match="address already in use"):
+            await ModelServer(port=server.port).__aenter__()
+
+
+async def test_as_a_process_it_announces_itself_and_ends_on_sigterm(
+    session: aiohttp.ClientSession, tmp_path: Any
+) -> None:
+    labels = tmp_path / "labels.json"
+    labels.write_text('{"hello": "greeting"}')
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", COMMAND, "--port", "0", "--latency-ms", "1", "--labels", str(labels),
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        base_url = (await process.stdout.readline()).decode().strip()
+        url = f"{base_url}/chat/completions"
+        async with session.post(url, data=msgspec.json.encode(chat("hello"))) as response:
+            reply = await response.json()
+        assert reply["choices"][0]["message"]["content"] == "greeting"
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def test_the_command_refuses_shares_and_files_that_cannot_be_meant(tmp_path: Any) -> None:
+    app = typer.Typer()
+    app.command()(model)
+    absent = str(tmp_path / "absent.json")
+    for wrong in (["--cut", "0.6", "--stall", "0.6"], ["--labels", absent], ["--cut", "2"]):
+        assert CliRunner().invoke(app, wrong).exit_code == 2

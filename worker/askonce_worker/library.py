@@ -1,0 +1,330 @@
+"""The cache without the queue: any async function, with the same tiers, flights and leases.
+
+    async with AnswerCache("redis://127.0.0.1:6379/0") as cache:
+        result = await cache.get_or_call("summaries", {"document": text}, lambda: summarise(text))
+
+    @cached(name="summaries", version="2")
+    async def summarise(text: str) -> Summary: ...
+
+Equal calls in flight anywhere on the store run once; everyone gets the value. A value must be JSON,
+or a type that msgspec turns into JSON and back (structs, dataclasses, typed dicts).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, get_type_hints, overload
+
+import msgspec
+
+from askonce_queue.errors import AskonceError, InvalidJob
+from askonce_queue.job import check_envelope
+from askonce_queue.reply import Answer, ErrorInfo, Source
+from askonce_queue.shards import shard_tags
+from askonce_queue.store import check_shards, check_store, connect
+from askonce_worker.cache.entry import Entry
+from askonce_worker.cache.key import KeyMaker, task_digest
+from askonce_worker.models.protocol import Prompt, Question, Rejection
+from askonce_worker.models.retry import RetryPolicy
+from askonce_worker.observe.counters import Counters
+from askonce_worker.resolver import Resolver
+from askonce_worker.tasks import Backend, Task
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DEFAULT_PATIENCE_S = 600.0
+
+
+class CallFailed(AskonceError):
+    """The call failed in another process a moment ago, or for reasons of the cache itself.
+
+    Where it failed in this process, its own exception is raised instead.
+    """
+
+
+class Result(msgspec.Struct, Generic[T], frozen=True):
+    """A value and where it came from; `age_s` is how old it is, in seconds."""
+
+    value: T
+    source: Source
+    age_s: float
+
+
+class AnswerCache:
+    """Caches the results of async functions on a store; owns the renewal of its leases.
+
+    `memory_bytes` bounds the memory tier, `max_calls` the calls in flight in this process.
+    Raises on entry: `StoreUnavailable`, `ConfigError` (another shard count).
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        shards: int = 1,
+        memory_bytes: int = 64 << 20,
+        max_calls: int = 256,
+        stamp_bound_s: float = 0.5,
+        lease_ttl_s: float = 10.0,
+    ) -> None:
+        self.counters = Counters()
+        self._store = connect(url, role="commands")
+        self._shards = shards
+        self._resolver = Resolver(
+            self._store,
+            shard_tags(shards),
+            memory_bytes=memory_bytes,
+            stamp_bound_s=stamp_bound_s,
+            lease_ttl_s=lease_ttl_s,
+            lease_renew_s=lease_ttl_s * 0.3,
+            counters=self.counters,
+            rng=random.Random(),
+        )
+        self._backend = Backend("calls", _CallModel(), max_calls, DEFAULT_PATIENCE_S)
+        self._tasks: dict[tuple[object, ...], Task] = {}
+        self._waiting: set[_Ask] = set()
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await check_store(self._store)
+            await check_shards(self._store, self._shards)
+            await self._stack.enter_async_context(self._resolver.running())
+        except BaseException:
+            await self._store.aclose()
+            raise
+        _open.append(self)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _open.remove(self)
+        try:
+            await self._stack.__aexit__(kind, error, traceback)
+        finally:
+            for ask in list(self._waiting):
+                ask.failed(ErrorInfo("internal", "the cache was closed"), None)
+            await self._store.aclose()
+
+    @overload
+    async def get_or_call(
+        self,
+        name: str,
+        key: Any,
+        call: Callable[[], Awaitable[T]],
+        *,
+        returns: type[T],
+        version: str = "",
+        tenant: str = "",
+        tags: Sequence[str] = (),
+        ttl_s: float = 86_400.0,
+        memory_ttl_s: float = 300.0,
+        remember_failure_s: float = 1.0,
+    ) -> Result[T]: ...
+
+    @overload
+    async def get_or_call(
+        self,
+        name: str,
+        key: Any,
+        call: Callable[[], Awaitable[Any]],
+        *,
+        version: str = "",
+        tenant: str = "",
+        tags: Sequence[str] = (),
+        ttl_s: float = 86_400.0,
+        memory_ttl_s: float = 300.0,
+        remember_failure_s: float = 1.0,
+    ) -> Result[Any]: ...
+
+    async def get_or_call(
+        self,
+        name: str,
+        key: Any,
+        call: Callable[[], Awaitable[Any]],
+        *,
+        returns: Any = Any,
+        version: str = "",
+        tenant: str = "",
+        tags: Sequence[str] = (),
+        ttl_s: float = 86_400.0,
+        memory_ttl_s: float = 300.0,
+        remember_failure_s: float = 1.0,
+    ) -> Result[Any]:
+        """The value for `key` in the namespace `name` + `version`, calling only if nobody has it.
+
+        `key` is any JSON value that holds all that can change the result. `returns` is the type to
+        convert the value to (default: plain JSON). `remember_failure_s`: how long other processes
+        are told of a failure instead of calling again. Cancelling one caller cancels nobody else.
+
+        Raises what `call` raised, `CallFailed` for a failure elsewhere, `InvalidJob` for a key or
+        tag that cannot be used, `TypeError` for a value that is not JSON.
+        """
+        check_envelope(tenant, tuple(tags))
+        task = self._task(name, version, ttl_s, memory_ttl_s, remember_failure_s)
+        question = _CallQuestion(params={"key": key}, call=call)
+        ask = _Ask(task, task.key_maker.question_key(question, tenant), tags, question)
+        self._waiting.add(ask)
+        try:
+            self._resolver.resolve([ask])
+            entry, source, age_s = await ask.outcome
+        finally:
+            self._waiting.discard(ask)
+        try:
+            value = msgspec.convert(entry.answer.value, returns)
+        except msgspec.ValidationError as error:
+            raise TypeError(
+                f"the cached value of {name!r} is not a {returns}: {error}; "
+                "give the function a new version when its return type changes"
+            ) from error
+        return Result(value, source, age_s)
+
+    def _task(
+        self, name: str, version: str, ttl_s: float, memory_ttl_s: float, remember_s: float
+    ) -> Task:
+        spec = (name, version, ttl_s, memory_ttl_s, remember_s)
+        task = self._tasks.get(spec)
+        if task is None:
+            digest = task_digest(
+                model_identity={"kind": "call", "name": name, "version": version},
+                prompt=Prompt(),
+                normalize=(),
+            )
+            task = self._tasks[spec] = Task(
+                name,
+                backend=self._backend,
+                prompt=Prompt(),
+                key_maker=KeyMaker(digest, shared=False, opaque_params=True),
+                ttl_s=ttl_s,
+                memory_ttl_s=memory_ttl_s,
+                retry=RetryPolicy(max_attempts=1),
+                remember_rejection_s=remember_s,
+                remember_exhausted_s=remember_s,
+            )
+        return task
+
+
+_open: list[AnswerCache] = []
+
+
+def cached(
+    *,
+    name: str,
+    version: str = "",
+    cache: AnswerCache | None = None,
+    ttl_s: float = 86_400.0,
+    memory_ttl_s: float = 300.0,
+    tags: Sequence[str] = (),
+) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
+    """Let equal calls of an async function share one result, across tasks and processes.
+
+    The key is `name`, `version` and the arguments, which must be JSON values; change `version` when
+    the function changes. The value is converted to the function's annotated return type. `cache`
+    defaults to the one `AnswerCache` that is open when the function is called.
+
+    Raises what `AnswerCache.get_or_call` raises, and `AskonceError` when no cache is open.
+    """
+
+    def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        signature = inspect.signature(function)
+        returns: list[Any] = []
+
+        @functools.wraps(function)
+        async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+            if not returns:  # at the first call, when every annotated name exists
+                returns.append(get_type_hints(function).get("return", Any))
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            result = await (cache or _the_open_cache()).get_or_call(
+                name,
+                dict(bound.arguments),
+                lambda: function(*args, **kwargs),
+                returns=returns[0],
+                version=version,
+                tags=tags,
+                ttl_s=ttl_s,
+                memory_ttl_s=memory_ttl_s,
+            )
+            return cast("T", result.value)
+
+        return wrapper
+
+    return decorate
+
+
+def _the_open_cache() -> AnswerCache:
+    if len(_open) != 1:
+        raise AskonceError(
+            f"{len(_open)} AnswerCaches are open: open one around the call "
+            "(`async with AnswerCache(url):`), or give the decorator its `cache`"
+        )
+    return _open[0]
+
+
+class _CallQuestion(Question, frozen=True, kw_only=True):
+    """A question that brings along what answers it."""
+
+    call: Callable[[], Awaitable[Any]]
+
+
+class _CallModel:
+    """A `Model` that runs the callable of the question."""
+
+    async def ask(self, prompt: Prompt, question: Question) -> Answer:
+        del prompt
+        assert isinstance(question, _CallQuestion)
+        try:
+            value = await question.call()
+        except Exception as error:
+            raise Rejection("model_failed", f"{type(error).__name__}: {error}") from error
+        try:
+            return Answer(value=msgspec.to_builtins(value))
+        except (TypeError, msgspec.MsgspecError) as error:
+            raise Rejection("model_failed", f"the value is not JSON: {error}") from error
+
+    async def check(self) -> str:
+        return "calls functions of this process"
+
+    async def aclose(self) -> None:
+        """Nothing to release."""
+
+
+class _Ask:
+    """One caller's wait for one key."""
+
+    def __init__(
+        self, task: Task, key: bytes, tags: Sequence[str], question: _CallQuestion
+    ) -> None:
+        self.task = task
+        self.key = key
+        self.tags = tags
+        self.cacheable = True
+        self.outcome: asyncio.Future[tuple[Entry, Source, float]] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self._question = question
+
+    def question(self) -> Question:
+        return self._question
+
+    def answered(self, entry: Entry, source: Source, age_s: float) -> None:
+        if not self.outcome.done():  # the caller may have been cancelled
+            self.outcome.set_result((entry, source, age_s))
+
+    def failed(self, error: ErrorInfo, cause: Exception | None) -> None:
+        if not self.outcome.done():
+            self.outcome.set_exception(cause or CallFailed(f"{error.code}: {error.message}"))
+
+
+__all__ = ["AnswerCache", "CallFailed", "InvalidJob", "Result", "cached"]
