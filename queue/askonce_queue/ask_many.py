@@ -47,6 +47,7 @@ class AskMany:
 
     @property
     def done(self) -> bool:
+        """Whether every job was sent and every reply taken."""
         return self._exhausted and not (self._awaited or self._arrived)
 
     @property

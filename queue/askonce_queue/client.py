@@ -1,9 +1,9 @@
 """The producer's side: enqueue jobs, ask for answers, read replies.
 
-    async with Client("redis://127.0.0.1:6379/0") as client:
-        reply = await client.ask(Job(task="intent", text="I lost my card"))
-        async for reply in client.ask_many(jobs):
-            ...
+async with Client("redis://127.0.0.1:6379/0") as client:
+    reply = await client.ask(Job(task="intent", text="I lost my card"))
+    async for reply in client.ask_many(jobs):
+        ...
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from askonce_queue.errors import (
 from askonce_queue.job import Job
 from askonce_queue.ledger import NAME_TTL_MS, Delivered, Enqueue, Ledger, Limits
 from askonce_queue.reply import Reply
-from askonce_queue.scripts import CHUNK, run, run_many
+from askonce_queue.scripts import run, run_many
 from askonce_queue.store import check_shards, connect
 
 BLOCK_S = 0.5
@@ -70,6 +70,7 @@ class Client:
 
     @property
     def name(self) -> str:
+        """The client's name: the scope of its job ids."""
         return self._ledger.name
 
     @property

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+SHOWN = 5
+"""Job ids that a message names; the exception has them all."""
+
 
 class AskonceError(Exception):
     """The root of all askonce exceptions."""
@@ -49,9 +52,10 @@ class IdConflict(AskonceError):
 
     def __init__(self, job_ids: Sequence[str]) -> None:
         self.job_ids = tuple(job_ids)
+        shown = ", ".join(self.job_ids[:SHOWN]) + (" …" if len(self.job_ids) > SHOWN else "")
         super().__init__(
-            f"job id(s) already in use with another content: {', '.join(self.job_ids[:5])}"
-            f"{' …' if len(self.job_ids) > 5 else ''}. Choose other ids, or wait for the replies."
+            f"job id(s) already in use with another content: {shown}. "
+            "Choose other ids, or wait for the replies."
         )
 
 

@@ -35,7 +35,8 @@ _FULL = {
 class Limits(NamedTuple):
     """The bounds that the enqueue script enforces. `max_backlog`: unsettled jobs in one stream;
     `max_unread`: replies owed to one client (outstanding + unread), or entries unread in a named
-    stream; `max_job_bytes`: JSON of one job."""
+    stream; `max_job_bytes`: JSON of one job.
+    """
 
     max_backlog: int = 1_000_000
     max_unread: int = 100_000
@@ -93,7 +94,7 @@ class Ledger:
     # Enqueue
 
     def assign_ids(self, jobs: Sequence[Job]) -> list[str]:
-        """The jobs' ids; those without one get a new one, all of one shard to keep batches large."""
+        """The jobs' ids; those without one get a new one, of one shard, to keep batches large."""
         prefix = f"s{next(self._next_shard)}-{self.token}-"
         counter = self._counter
         return [prefix + str(next(counter)) if job.id is None else job.id for job in jobs]
@@ -242,10 +243,6 @@ class Ledger:
         del self._left[source]
         tag, entry_id = source
         self._handed[tag].append((entry_id, self._sizes.pop(source)))
-
-    @property
-    def has_handed(self) -> bool:
-        return bool(self._handed)
 
     def take_handed(self) -> list[tuple[list[tuple[bytes, int]], str, Call]]:
         """The calls that delete what was handed over. Repeating one is harmless."""

@@ -39,10 +39,12 @@ class Lane(NamedTuple):
 
     @property
     def stream(self) -> bytes:
+        """The key of the stream."""
         return names.jobs(self.tag, self.pool, self.lane)
 
     @property
     def ids(self) -> bytes:
+        """The key of the pool's id records on this shard."""
         return names.ids(self.tag, self.pool)
 
 

@@ -15,22 +15,22 @@ Source = Literal["memory", "store", "semantic", "coalesced", "model", "stale"]
 """Where an answer came from. `coalesced`: from a question somebody else had in flight."""
 
 ErrorCode = Literal[
-    "undecodable",        # the payload is not a job
-    "unknown_task",       # no such task in the workers' configuration
-    "invalid_input",      # decoded, but not something this task can ask
-    "too_large",          # beyond the task's or the worker's size limit
-    "poison",             # crashed every worker that tried it alone
-    "refused",            # the model declined to answer
-    "truncated",          # the answer was cut off (finish_reason = length)
-    "unparsable",         # the answer is not in the agreed format
-    "out_of_set",         # a label that the task does not have
-    "rejected",           # the API rejected the request (HTTP 4xx)
-    "unauthorized",       # the API rejected our credentials
-    "rate_limited",       # still 429 after all retries
-    "timeout",            # no answer in time after all retries
-    "unavailable",        # connection failures or 5xx after all retries
-    "model_failed",       # a Python model raised
-    "internal",           # a fault of askonce itself
+    "undecodable",  # the payload is not a job
+    "unknown_task",  # no such task in the workers' configuration
+    "invalid_input",  # decoded, but not something this task can ask
+    "too_large",  # beyond the task's or the worker's size limit
+    "poison",  # crashed every worker that tried it alone
+    "refused",  # the model declined to answer
+    "truncated",  # the answer was cut off (finish_reason = length)
+    "unparsable",  # the answer is not in the agreed format
+    "out_of_set",  # a label that the task does not have
+    "rejected",  # the API rejected the request (HTTP 4xx)
+    "unauthorized",  # the API rejected our credentials
+    "rate_limited",  # still 429 after all retries
+    "timeout",  # no answer in time after all retries
+    "unavailable",  # connection failures or 5xx after all retries
+    "model_failed",  # a Python model raised
+    "internal",  # a fault of askonce itself
 ]
 """The code of a failed job. Stable: extend, don't rename."""
 

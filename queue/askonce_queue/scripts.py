@@ -47,6 +47,7 @@ class Call(NamedTuple):
     args: Sequence[Arg]
 
     def command(self, verb: str) -> list[Any]:
+        """The words of the command; `verb` is EVALSHA or EVAL."""
         code = self.script.sha if verb == "EVALSHA" else self.script.source
         return [verb, code, len(self.keys), *self.keys, *self.args]
 

@@ -42,7 +42,15 @@ POOL_WAIT_S = 20.0
 HEALTH_CHECK_S = 15
 """A connection unused for longer is pinged first: the other end may be gone without a word."""
 
-_RAW_REPLIES = ("XREAD", "XREADGROUP", "XRANGE", "XREVRANGE", "XCLAIM", "XAUTOCLAIM")
+_RAW_REPLIES = (
+    "XREAD",
+    "XREADGROUP",
+    "XRANGE",
+    "XREVRANGE",
+    "XCLAIM",
+    "XAUTOCLAIM",
+    "XPENDING",
+)
 _PACKED_TYPES = frozenset({bytes, str, int, float})
 _URL_OPTIONS = frozenset({"connection_class", "host", "port", "path", "db", "username", "password"})
 

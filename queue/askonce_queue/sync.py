@@ -1,4 +1,4 @@
-"""A thin synchronous twin of `Client`, for scripts and for locust (whose gevent cannot run asyncio).
+"""A thin synchronous twin of `Client`, for scripts and for locust, whose gevent runs no asyncio.
 
 No thread and no loop of its own: replies are read, and its name is renewed, while it is called.
 """
@@ -55,6 +55,7 @@ class Client:
 
     @property
     def name(self) -> str:
+        """The client's name: the scope of its job ids."""
         return self._ledger.name
 
     def __enter__(self) -> Self:
@@ -87,9 +88,7 @@ class Client:
         finally:
             self._disconnect()
 
-    def enqueue(
-        self, job: Job, *, lane: str = "interactive", reply_to: str | None = None
-    ) -> str:
+    def enqueue(self, job: Job, *, lane: str = "interactive", reply_to: str | None = None) -> str:
         """Enqueue one job; return its id. Raises as `enqueue_many`."""
         return self.enqueue_many([job], lane=lane, reply_to=reply_to)[0]
 
@@ -109,13 +108,11 @@ class Client:
             raise error
         return ids
 
-    def ask(
-        self, job: Job, *, lane: str = "interactive", timeout_s: float | None = None
-    ) -> Reply:
+    def ask(self, job: Job, *, lane: str = "interactive", timeout_s: float | None = None) -> Reply:
         """Enqueue one job and wait for its reply. Raises as `enqueue_many`, and `ReplyTimeout`."""
         for reply in self._asked([job], lane, timeout_s):
             return reply
-        raise ReplyTimeout(f"no reply within {timeout_s} s; the job stays accepted. Are workers up?")
+        raise ReplyTimeout(f"no reply within {timeout_s} s; the job stays accepted")
 
     def ask_many(
         self, jobs: Iterable[Job], *, lane: str = "interactive", timeout_s: float | None = None
@@ -137,7 +134,8 @@ class Client:
 
     def replies(self, timeout_s: float | None = None) -> Iterator[Reply]:
         """Yield replies to enqueued jobs, and those an earlier client of this name left, until
-        none comes for `timeout_s` (None: for ever)."""
+        none comes for `timeout_s` (None: for ever).
+        """
         self._inbox.extend(self._ledger.take_early())
         deadline = _deadline(timeout_s)
         while True:

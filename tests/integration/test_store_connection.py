@@ -118,7 +118,7 @@ async def test_stream_reads_return_the_lists_of_the_wire(store: redis.asyncio.Re
 
 def test_stream_reads_of_the_sync_client_do_too(store_sync: redis.Redis) -> None:
     store_sync.xadd(STREAM, {"a": "1"}, id="1-0")
-    reply = store_sync.execute_command("XREAD", "STREAMS", STREAM, "0")
+    reply = cast("object", store_sync.execute_command("XREAD", "STREAMS", STREAM, "0"))
     assert reply == [[STREAM, [[b"1-0", [b"a", b"1"]]]]]
 
 

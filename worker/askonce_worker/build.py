@@ -18,7 +18,7 @@ from askonce_worker.models.retry import RetryPolicy
 from askonce_worker.tasks import Backend, Task
 
 PATIENCE_FACTOR = 3.0
-"""A waiter's patience with a live leader: this many times what all the leader's attempts may take."""
+"""A waiter's patience with a live leader, in multiples of what all its attempts may take."""
 
 
 @asynccontextmanager
@@ -51,7 +51,8 @@ async def open_models(settings: Settings) -> AsyncIterator[dict[str, Backend]]:
             model = build_model(settings, name, session)
             stack.push_async_callback(model.aclose)
             attempts = settings.worker.max_attempts
-            patience_s = PATIENCE_FACTOR * attempts * (config.timeout_s + settings.worker.lease_ttl_s)
+            attempt_s = config.timeout_s + settings.worker.lease_ttl_s
+            patience_s = PATIENCE_FACTOR * attempts * attempt_s
             backends[name] = Backend(name, model, config.max_concurrency, patience_s)
         yield backends
 
@@ -60,7 +61,7 @@ def build_model(settings: Settings, name: str, session: aiohttp.ClientSession) -
     """Build one model. Raises `ConfigError`: a missing key, file or function."""
     config = settings.models[name]
     if isinstance(config, PythonModelConfig):
-        call = load_call(config.call, settings.file.absolute().parent)
+        call = load_call(config.call, settings.source.folder)
         return PythonModel(
             call, name=name, timeout_s=config.timeout_s, max_threads=config.max_concurrency
         )

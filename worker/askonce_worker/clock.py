@@ -22,7 +22,9 @@ class SystemClock:
     """The machine's clocks."""
 
     def monotonic(self) -> float:
+        """Seconds, never going back."""
         return time.monotonic()
 
     def wall_ms(self) -> float:
+        """Unix time in milliseconds."""
         return time.time() * 1000

@@ -41,7 +41,10 @@ class Ask(Protocol):
     """One request for an answer, from a stream, over HTTP or from a caller in this process."""
 
     @property
-    def task(self) -> Task: ...
+    def task(self) -> Task:
+        """The task that is asked."""
+        ...
+
     @property
     def key(self) -> bytes:
         """The cache key, 32 bytes."""
@@ -145,6 +148,7 @@ class Flights:
         return len(self._by_key)
 
     def get(self, key: bytes) -> Flight | None:
+        """The flight that an ask for `key` may join."""
         return self._by_key.get(key)
 
     def register(self, flight: Flight) -> None:

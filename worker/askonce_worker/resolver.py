@@ -111,7 +111,7 @@ class Resolver:
         self._room.enter(flight)
 
     def _may_join(self, flight: Flight, ask: Ask) -> bool:
-        """A flight begun before an invalidation of the asker's tags answers nobody who came after."""
+        """A flight begun before an invalidation answers nobody who came after it."""
         if flight.token is None:
             return True
         return self.stamps.valid(flight.shard, flight.built, tuple(flight.tags), ask.tags)

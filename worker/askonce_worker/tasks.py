@@ -22,6 +22,7 @@ class Backend:
 
     @property
     def free_slots(self) -> int:
+        """How many more questions may be in flight."""
         return self.slots - self.in_flight
 
 

@@ -1,0 +1,1 @@
+"""Keys, entries and the tiers that may hold an answer."""

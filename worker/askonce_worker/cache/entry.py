@@ -72,6 +72,7 @@ class Entry:
 
     @property
     def size_bytes(self) -> int:
+        """What it takes in the memory tier, about."""
         return len(bytes(self.json)) + MEMORY_OVERHEAD_BYTES
 
 

@@ -1,7 +1,7 @@
 """The store tier: answers and fill leases in Redis, many keys in one round trip.
 
-Speaks in keys and results; knows no flights. Every method raises `StoreDown` when the store cannot
-be asked; a part that failed alone (one shard of several) comes back as `None` results.
+Speaks in keys and results; knows no flights. Every method raises `StoreUnavailable` when the store
+cannot be asked; a part that failed alone (one shard of several) comes back as `None` results.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 import random
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -31,7 +31,7 @@ _error_decoder = msgspec.json.Decoder(ErrorInfo)
 
 
 class Hit(NamedTuple):
-    """The store has it; `entry.stale` when it is past its freshness and nobody's lease was given."""
+    """The store has it; `entry.stale` when it is past its freshness and we got no lease."""
 
     entry: Entry
 
@@ -223,7 +223,8 @@ class StoreTier:
         except (RedisError, OSError) as error:
             raise StoreUnavailable(f"the store cannot be reached: {error}") from error
 
-    async def _run(self, calls: Sequence[Call]) -> list[list[bytes] | None]:
+    async def _run(self, calls: Sequence[Call]) -> list[Any]:
+        """One result a call; `None` for one that the store refused (memory, one shard)."""
         try:
             if len(calls) == 1:
                 return [await run(self._store, calls[0])]

@@ -46,9 +46,9 @@ class TransientFailure(ModelFailure):
 
 
 class Rejection(ModelFailure):
-    """Deterministic: `refused`, `truncated`, `unparsable`, `out_of_set`, `rejected`, `unauthorized`.
+    """Deterministic: asking the same again would fail the same way.
 
-    Asking the same again would fail the same way.
+    `refused`, `truncated`, `unparsable`, `out_of_set`, `rejected`, `unauthorized`.
     """
 
 

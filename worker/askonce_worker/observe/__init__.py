@@ -1,0 +1,1 @@
+"""What a worker counts, logs and reports."""

@@ -24,6 +24,7 @@ Entry = tuple[bytes, list[bytes] | None]
 """A stream entry as the client library returns it raw: id, then names and values in turn."""
 
 _PLAIN_FIELDS = (b"v", b"c", b"i", b"p")
+_PLAIN_LENGTH = 2 * len(_PLAIN_FIELDS)
 _payload_decoder = msgspec.json.Decoder(Payload)
 
 
@@ -63,7 +64,7 @@ class Decoder:
             # The plain job of a producer, inline: it is nearly every job, and this is the hot path.
             if (
                 fields is not None
-                and len(fields) == 8
+                and len(fields) == _PLAIN_LENGTH
                 and (fields[0], fields[2], fields[4], fields[6]) == _PLAIN_FIELDS
                 and fields[1] == VERSION
                 and 0 < len(fields[7]) <= most

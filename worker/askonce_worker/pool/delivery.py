@@ -29,7 +29,9 @@ class DeliveryEnd(enum.Enum):
 class Outlet(Protocol):
     """Where settled deliveries go: the outbox."""
 
-    def put(self, delivery: Delivery, reply: WireReply) -> None: ...
+    def put(self, delivery: Delivery, reply: WireReply) -> None:
+        """Take the one reply of a delivery."""
+        ...
 
 
 class Delivery:
@@ -79,15 +81,18 @@ class Delivery:
         self.outlet = outlet
 
     def question(self) -> Question:
+        """The input as the key saw it."""
         payload = self.payload
         return Question(self.text, payload.messages, payload.params)
 
     def answered(self, entry: Entry, source: Source, age_s: float) -> None:
+        """Reply with an answer."""
         self.outlet.put(
             self,
             WireReply(id=self.job_id, answer=entry.json, source=source, age_s=round(age_s, 3)),
         )
 
     def failed(self, error: ErrorInfo, cause: Exception | None) -> None:
+        """Reply with an error."""
         del cause  # it was logged where it happened; the reply has code and message
         self.outlet.put(self, WireReply(id=self.job_id, error=error))

@@ -50,6 +50,7 @@ class Gate:
         await self.wait_still()
 
     async def wait_still(self) -> None:
+        """Return when no fetch is under way."""
         while self._moving:
             self._still = anyio.Event()
             await self._still.wait()

@@ -39,13 +39,16 @@ class Held:
         self._active[lane] |= ids
 
     def park(self, lane: Lane, entry_ids: Iterable[bytes]) -> None:
+        """Deliveries are ours and wait for their retry."""
         self._parked[lane].update(entry_ids)
 
     def remove(self, lane: Lane, entry_ids: Iterable[bytes]) -> None:
+        """Deliveries are settled."""
         self._active[lane].difference_update(entry_ids)
         self._changed.set()
 
     def has(self, lane: Lane, entry_id: bytes) -> bool:
+        """Whether a delivery is in hand, under way or parked."""
         return entry_id in self._active[lane] or entry_id in self._parked[lane]
 
     def under_way(self, lane: Lane) -> list[bytes]:

@@ -35,11 +35,9 @@ log = structlog.get_logger("askonce.intake")
 
 
 async def ensure_group(store: AsyncStore, lane: Lane) -> None:
-    """Create a lane's stream and group. From 0: settled entries are gone, so nothing comes twice."""
+    """Create a lane's stream and group, from 0: settled entries are gone, nothing comes twice."""
     try:
-        await store.execute_command(
-            "XGROUP", "CREATE", lane.stream, names.GROUP, "0", "MKSTREAM"
-        )
+        await store.execute_command("XGROUP", "CREATE", lane.stream, names.GROUP, "0", "MKSTREAM")
     except ResponseError as error:
         if "BUSYGROUP" not in str(error):
             raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from typing import Any
 
 import anyio
 import structlog
@@ -46,6 +47,7 @@ class Outbox:
         self._bad: list[tuple[Lane, Bad]] = []
         self._writing = False
         self._bell = anyio.Event()
+        self._emptied = anyio.Event()
         self._rng = random.Random()
 
     @property
@@ -72,6 +74,14 @@ class Outbox:
             self._writing = True
             await self._flush()
             self._writing = False
+            if self.empty:
+                self._emptied.set()
+
+    async def wait_empty(self) -> None:
+        """Return when everything put here is settled."""
+        while not self.empty:
+            self._emptied = anyio.Event()
+            await self._emptied.wait()
 
     async def _flush(self) -> None:
         """Settle what waits now, and come back when the store has confirmed all of it."""
@@ -130,9 +140,9 @@ class Outbox:
         if amount:
             self._counters.count("*", f"jobs_{end.value}", amount)
 
-    async def _until_done(self, calls: list[Call]) -> list[list[int]]:
+    async def _until_done(self, calls: list[Call]) -> list[Any]:
         """Run idempotent calls until each has succeeded."""
-        results: list[list[int]] = [[] for _ in calls]
+        results: list[Any] = [None] * len(calls)
         left = list(range(len(calls)))
         delay_s = RETRY_S[0]
         while True:

@@ -121,10 +121,8 @@ class Sweep:
                 "XINFO", "CONSUMERS", lane.stream, names.GROUP
             )
             for row in rows:
-                fields = row if isinstance(row, dict) else dict(zip(row[::2], row[1::2]))
-                name = fields.get(b"name", fields.get("name"))
-                pending = int(fields.get(b"pending", fields.get("pending", 0)))
-                known[name] = known.get(name, 0) + pending
+                name: bytes = row["name"]
+                known[name] = known.get(name, 0) + int(row["pending"])
         for name, pending in known.items():
             if pending == 0 and name != names.RETURNED:
                 removed += int(

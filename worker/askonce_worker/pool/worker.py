@@ -203,8 +203,7 @@ class Worker:
             await self._finished_or_hurried()
         returned = await self._give_back()
         with anyio.move_on_after(FLUSH_LIMIT_S):
-            while not self._outbox.empty:
-                await anyio.sleep(0.01)
+            await self._outbox.wait_empty()
         tasks.cancel_scope.cancel()
         await self._leave()
         log.info("drained", returned=returned)
