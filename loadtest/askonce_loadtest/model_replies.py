@@ -77,10 +77,8 @@ def completion(chat: ChatRequest, text: str, label: str | None) -> bytes:
     return _completion(chat, _json_text({name: chosen}))
 
 
-def fault_reply(
-    fault: Fault, chat: ChatRequest, text: str, retry_after_s: float | None
-) -> web.Response:
-    """Return the response of a fault that needs no connection of its own (not `cut`, `stall`)."""
+def fault_reply(fault: Fault, chat: ChatRequest, retry_after_s: float | None) -> web.Response:
+    """Return the response of a fault. Raises `ValueError` for `ok`, `cut` and `stall`: no such."""
     match fault:
         case "status_429":
             reply = error_reply(429, "rate_limit_exceeded", "Rate limit reached, slow down")
@@ -93,11 +91,11 @@ def fault_reply(
         case "wrong_content_type":
             return web.Response(text="<html>It works!</html>", content_type="text/html")
         case _:
-            body = _bad_completion(fault, chat, text)
+            body = _bad_completion(fault, chat)
             return web.Response(body=body, content_type="application/json")
 
 
-def _bad_completion(fault: Fault, chat: ChatRequest, text: str) -> bytes:
+def _bad_completion(fault: Fault, chat: ChatRequest) -> bytes:
     """Return a 200's body that is no answer."""
     name, labels = chat.labels()
     match fault:
@@ -112,7 +110,7 @@ def _bad_completion(fault: Fault, chat: ChatRequest, text: str) -> bytes:
         case "empty_choices":
             return _completion(chat, "", choices=False)
         case _:
-            return completion(chat, text, None)
+            raise ValueError(f"{fault!r} is not a fault of the body")
 
 
 async def send_cut(request: web.Request, body: bytes) -> web.StreamResponse:

@@ -178,7 +178,7 @@ class ModelServer:
             return await send_cut(request, completion(chat, text, label))
         if turn.fault == "ok":
             return web.Response(body=completion(chat, text, label), content_type="application/json")
-        return fault_reply(turn.fault, chat, text, self.behaviour.retry_after_s)
+        return fault_reply(turn.fault, chat, self.behaviour.retry_after_s)
 
     def _next_turn(self, text: str) -> Turn:
         """Count the call and decide what it gets."""

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import anyio
 from redis.exceptions import OutOfMemoryError, RedisError
@@ -30,7 +30,7 @@ from askonce_queue.errors import (
 from askonce_queue.job import Job
 from askonce_queue.ledger import NAME_TTL_MS, Delivered, Enqueue, Ledger, Limits
 from askonce_queue.reply import Reply
-from askonce_queue.scripts import run, run_many
+from askonce_queue.scripts import run, run_many, send
 from askonce_queue.store import check_shards, connect
 
 BLOCK_S = 0.5
@@ -252,12 +252,13 @@ class Client:
     async def _read_once(self, *, block: bool) -> int:
         streams = {names.replies(tag, self.name): tag for tag in self._ledger.tags}
         wait = ("BLOCK", int(BLOCK_S * 1000)) if block else ()
-        result: Any = await self._blocking.execute_command(
-            "XREAD", "COUNT", READ_COUNT, *wait, "STREAMS", *streams, *self._last_ids.values()
+        rows: list[Any] | None = await send(
+            self._blocking,
+            *("XREAD", "COUNT", READ_COUNT, *wait),
+            *("STREAMS", *streams, *self._last_ids.values()),
         )
         entries = 0
-        rows = result.items() if isinstance(result, dict) else result or ()
-        for stream, batch in cast("Iterable[tuple[bytes, list[Any]]]", rows):
+        for stream, batch in rows or ():
             tag = streams[stream]
             for entry_id, fields in batch:
                 self._ledger.receive(tag, entry_id, fields[fields.index(b"r") + 1])

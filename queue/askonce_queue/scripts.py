@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import redis
 import redis.asyncio
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, ResponseError
 
 AsyncStore = redis.asyncio.Redis
 SyncStore = redis.Redis
@@ -52,34 +52,42 @@ class Call(NamedTuple):
         return [verb, code, len(self.keys), *self.keys, *self.args]
 
 
+async def send(store: AsyncStore, *words: Arg) -> Any:
+    """Send one command and return the server's reply, as `store.connect` leaves it: raw."""
+    return cast("Any", await store.execute_command(*words))
+
+
+def send_sync(store: SyncStore, *words: Arg) -> Any:
+    """Send one command on a synchronous client."""
+    return cast("Any", store.execute_command(*words))
+
+
 async def run(store: AsyncStore, call: Call) -> Any:
     """Run one call. Raises redis-py's errors."""
     try:
-        return await store.execute_command(*call.command("EVALSHA"))
+        return await send(store, *call.command("EVALSHA"))
     except NoScriptError:
-        return await store.execute_command(*call.command("EVAL"))
+        return await send(store, *call.command("EVAL"))
 
 
 def run_sync(store: SyncStore, call: Call) -> Any:
     """Run one call on a synchronous client. Raises redis-py's errors."""
     try:
-        return store.execute_command(*call.command("EVALSHA"))
+        return send_sync(store, *call.command("EVALSHA"))
     except NoScriptError:
-        return store.execute_command(*call.command("EVAL"))
+        return send_sync(store, *call.command("EVAL"))
 
 
 async def run_many(store: AsyncStore, calls: Sequence[Call]) -> list[Any]:
     """Run several calls in one round trip.
 
-    Returns one result a call, in order; a call that failed has its `RedisError` in its place.
-    Raises only when the connection fails.
+    Returns one result a call, in order; a call that the server refused has its error in its place.
+    Raises redis-py's errors when the connection fails.
     """
     if len(calls) == 1:
         try:
             return [await run(store, calls[0])]
-        except (ConnectionError, TimeoutError):
-            raise
-        except RedisError as error:
+        except ResponseError as error:
             return [error]
     results = await _pipeline(store, calls, "EVALSHA")
     again = [i for i, result in enumerate(results) if isinstance(result, NoScriptError)]

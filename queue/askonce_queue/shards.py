@@ -48,6 +48,6 @@ def shard_of_job(job_id: str, count: int) -> int:
     if count == 1:
         return 0
     head, dash, _ = job_id.partition("-")
-    if dash and head[:1] == "s" and head[1:].isdigit() and int(head[1:]) < count:
+    if dash and head[:1] == "s" and head[1:].isdecimal() and int(head[1:]) < count:
         return int(head[1:])
     return zlib.crc32(job_id.encode()) % count

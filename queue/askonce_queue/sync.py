@@ -25,7 +25,7 @@ from askonce_queue.errors import (
 from askonce_queue.job import Job
 from askonce_queue.ledger import NAME_TTL_MS, Delivered, Enqueue, Ledger, Limits
 from askonce_queue.reply import Reply
-from askonce_queue.scripts import CHUNK, run_sync
+from askonce_queue.scripts import CHUNK, run_sync, send_sync
 from askonce_queue.store import connect_sync
 
 BLOCK_S = 0.5
@@ -201,12 +201,13 @@ class Client:
     def _read_once(self, block_s: float) -> int:
         streams = {names.replies(tag, self.name): tag for tag in self._ledger.tags}
         wait = ("BLOCK", max(1, int(block_s * 1000))) if block_s > 0 else ()
-        result: Any = self._blocking.execute_command(
-            "XREAD", "COUNT", 200, *wait, "STREAMS", *streams, *self._last_ids.values()
+        rows: list[Any] | None = send_sync(
+            self._blocking,
+            *("XREAD", "COUNT", 200, *wait),
+            *("STREAMS", *streams, *self._last_ids.values()),
         )
-        rows = result.items() if isinstance(result, dict) else result or ()
         entries = 0
-        for stream, batch in rows:
+        for stream, batch in rows or ():
             tag = streams[stream]
             for entry_id, fields in batch:
                 self._ledger.receive(tag, entry_id, fields[fields.index(b"r") + 1])

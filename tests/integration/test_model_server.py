@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -15,8 +16,9 @@ import aiohttp
 import msgspec
 import pytest
 import typer
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
+from askonce_loadtest import model_server
 from askonce_loadtest.model_behaviour import Turn, turn_of
 from askonce_loadtest.model_command import model
 from askonce_loadtest.model_server import (
@@ -125,6 +127,17 @@ async def test_reset_forgets_and_can_change_the_behaviour(session: aiohttp.Clien
         assert server.calls == {"hello": 1}
 
 
+async def test_beyond_its_bound_calls_are_counted_together(
+    session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_server, "MAX_TRACKED_INPUTS", 2)
+    async with ModelServer() as server:
+        for text in ("a", "b", "c", "a", "c"):
+            await post(session, server, chat(text))
+        assert server.calls == {"a": 2, "b": 1}
+        assert (server.untracked_calls, server.total_calls) == (2, 5)
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -176,9 +189,21 @@ async def test_as_a_process_it_announces_itself_and_ends_on_sigterm(
             await process.wait()
 
 
-def test_the_command_refuses_shares_and_files_that_cannot_be_meant(tmp_path: Any) -> None:
+def invoke(*arguments: str) -> Result:
     app = typer.Typer()
     app.command()(model)
+    return CliRunner().invoke(app, arguments)
+
+
+def test_the_command_refuses_shares_and_files_that_cannot_be_meant(tmp_path: Any) -> None:
     absent = str(tmp_path / "absent.json")
     for wrong in (["--cut", "0.6", "--stall", "0.6"], ["--labels", absent], ["--cut", "2"]):
-        assert CliRunner().invoke(app, wrong).exit_code == 2
+        assert invoke(*wrong).exit_code == 2
+
+
+def test_the_command_says_when_its_port_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        result = invoke("--port", str(port))
+    assert result.exit_code == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr

@@ -54,6 +54,10 @@ async def failure_of(model: PythonModel, question: Question = TEXT) -> ModelFail
     return caught.value
 
 
+def spam(_: str) -> str:
+    return "spam"
+
+
 async def test_an_async_callable_that_hangs_is_cancelled_at_the_timeout(open_model: Open) -> None:
     ended = asyncio.Event()
 
@@ -151,6 +155,21 @@ async def test_threads_are_bounded_and_reused(open_model: Open) -> None:
     assert model.hung_threads == 0
 
 
+async def test_a_thread_that_cannot_start_costs_no_slot(
+    open_model: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    model = open_model(spam, max_threads=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", exhausted)
+        for _ in range(3):
+            error = await failure_of(model)
+            assert (error.code, "can't start" in error.message) == ("model_failed", True)
+    assert (await model.ask(LABELS, TEXT)).label == "spam"
+
+
 async def test_cancelling_propagates_at_every_stage(
     open_model: Open, gate: threading.Event
 ) -> None:
@@ -206,7 +225,7 @@ def test_a_hung_call_does_not_keep_the_process_from_exiting() -> None:
 
         asyncio.run(main())
     """
-    ended = subprocess.run(  # noqa: S603 - our own interpreter
+    ended = subprocess.run(
         [sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=30
     )
     assert "TransientFailure: timeout" in ended.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -231,11 +232,18 @@ def test_the_formula_of_a_text_key() -> None:
     assert KeyMaker(digest, shared=False).text_key("hello", "acme", "ns") == expected.digest()
 
 
-def test_many_tenants_are_forgotten_and_found_again() -> None:
+def test_one_maker_serves_many_tenants_and_namespaces_in_bounded_memory() -> None:
     maker = Request().maker()
-    before = [maker.text_key("hello", str(tenant)) for tenant in range(3000)]
-    assert len(set(before)) == 3000
-    assert [maker.text_key("hello", str(tenant)) for tenant in range(3000)] == before
+    assert len({maker.text_key("x", "t", namespace) for namespace in ("", "a", "", "b")}) == 3
+    first = maker.text_key("hello", "0")
+    tracemalloc.start()
+    try:
+        assert len({maker.text_key("hello", str(tenant))[:2] for tenant in range(20_000)}) > 9
+        used_bytes, _peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used_bytes < 1_000_000
+    assert maker.text_key("hello", "0") == first
 
 
 def test_a_task_digest_has_32_bytes() -> None:

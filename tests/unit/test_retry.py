@@ -1,7 +1,5 @@
 """The backoff between attempts: bounded, jittered, and never earlier than the API asked."""
 
-# ruff: noqa: S311 - seeded, so that a run repeats
-
 from __future__ import annotations
 
 import random

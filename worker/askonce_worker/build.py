@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
@@ -22,7 +22,7 @@ PATIENCE_FACTOR = 3.0
 
 
 @asynccontextmanager
-async def open_store(settings: Settings) -> AsyncIterator[str]:
+async def open_store(settings: Settings) -> AsyncGenerator[str]:
     """The URL of the configured store; the embedded one is started, shared and stopped.
 
     Raises `StoreUnavailable` when the embedded store cannot be started.
@@ -36,7 +36,7 @@ async def open_store(settings: Settings) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def open_models(settings: Settings) -> AsyncIterator[dict[str, Backend]]:
+async def open_models(settings: Settings) -> AsyncGenerator[dict[str, Backend]]:
     """Build every model, over one shared HTTP session. Raises `ConfigError`."""
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(

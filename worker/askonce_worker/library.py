@@ -19,7 +19,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, get_type_hints, overload
+from typing import Any, Generic, ParamSpec, Self, TypeVar, get_type_hints, overload
 
 import msgspec
 
@@ -256,7 +256,8 @@ def cached(
                 ttl_s=ttl_s,
                 memory_ttl_s=memory_ttl_s,
             )
-            return cast("T", result.value)
+            value: T = result.value
+            return value
 
         return wrapper
 

@@ -13,7 +13,7 @@ intake that makes asks (streams, HTTP, callers in this process) and knows none o
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -132,7 +132,7 @@ class Resolver:
         self._room.enter(flight)
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[Resolver]:
+    async def running(self) -> AsyncGenerator[Resolver]:
         """Run the loops; on exit cancel what still flies and give its leases back."""
         await self.stamps.read()
         try:

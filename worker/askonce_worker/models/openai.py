@@ -207,8 +207,7 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
         async for chunk in response.content.iter_any():
             body += chunk
             if len(body) > MAX_BODY_BYTES:
-                response.close()  # never reuse a connection with an unread rest
-                break
+                break  # aiohttp closes a connection that is given back with an unread rest
     except aiohttp.ClientPayloadError:
         if response.status == HTTPStatus.OK:
             raise

@@ -105,7 +105,6 @@ class DaemonThreads:
                 thread.start()
             except RuntimeError:
                 self._slots.release_on_behalf_of(work)
-                work.returned = True
                 raise
             self._started += 1
         self._queue.put(work)

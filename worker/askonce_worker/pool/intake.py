@@ -17,7 +17,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from askonce_queue import names
 from askonce_queue.queue_scripts import Lane
-from askonce_queue.scripts import CHUNK, AsyncStore
+from askonce_queue.scripts import CHUNK, AsyncStore, send
 from askonce_worker.clock import Clock
 from askonce_worker.pool.beat import Beat
 from askonce_worker.pool.decode import Decoder, Entry
@@ -37,7 +37,7 @@ log = structlog.get_logger("askonce.intake")
 async def ensure_group(store: AsyncStore, lane: Lane) -> None:
     """Create a lane's stream and group, from 0: settled entries are gone, nothing comes twice."""
     try:
-        await store.execute_command("XGROUP", "CREATE", lane.stream, names.GROUP, "0", "MKSTREAM")
+        await send(store, "XGROUP", "CREATE", lane.stream, names.GROUP, "0", "MKSTREAM")
     except ResponseError as error:
         if "BUSYGROUP" not in str(error):
             raise
@@ -120,7 +120,8 @@ class Intake:
             self.accept(self._lanes[stream], entries)
 
     async def _fetch(self) -> list[tuple[bytes, list[Entry]]]:
-        reply: Any = await self._store.execute_command(
+        fetched: list[tuple[bytes, list[Entry]]] | None = await send(
+            self._store,
             "XREADGROUP",
             "GROUP",
             names.GROUP,
@@ -133,9 +134,7 @@ class Intake:
             *self._lanes,
             *([">"] * len(self._lanes)),
         )
-        if isinstance(reply, dict):  # RESP3
-            return list(reply.items())
-        return reply or []
+        return fetched or []
 
     def accept(self, lane: Lane, entries: Sequence[Entry]) -> None:
         """Hold deliveries and start on them."""
@@ -150,19 +149,21 @@ class Intake:
         """Take up deliveries that the server gave us and that never reached us."""
         start: bytes = b"-"
         while True:
-            pending: list[list[Any]] = await self._commands.execute_command(
-                "XPENDING", lane.stream, names.GROUP,
-                "IDLE", idle_ms, start, "+", CHUNK, self._beat.consumer,
-            )  # fmt: skip
+            pending: list[list[Any]] = await send(
+                self._commands,
+                *("XPENDING", lane.stream, names.GROUP),
+                *("IDLE", idle_ms, start, "+", CHUNK, self._beat.consumer),
+            )
             strays = [row for row in pending if not self._held.has(lane, row[0])]
             if strays:
                 log.warning("strays taken up", lane=lane.lane, entries=len(strays))
             for entry_id, _, _, deliveries in strays:
                 # RETRYCOUNT: taking up one's own delivery is not another delivery.
-                claimed: list[Entry] = await self._commands.execute_command(
-                    "XCLAIM", lane.stream, names.GROUP, self._beat.consumer, 0, entry_id,
-                    "RETRYCOUNT", deliveries,
-                )  # fmt: skip
+                claimed: list[Entry] = await send(
+                    self._commands,
+                    *("XCLAIM", lane.stream, names.GROUP, self._beat.consumer, 0, entry_id),
+                    *("RETRYCOUNT", deliveries),
+                )
                 self.accept(lane, claimed)
             if len(pending) < CHUNK:
                 return

@@ -146,6 +146,7 @@ class Outbox:
         left = list(range(len(calls)))
         delay_s = RETRY_S[0]
         while True:
+            answers: list[Any]
             try:
                 answers = await run_many(self._store, [calls[i] for i in left])
             except (RedisError, OSError) as error:

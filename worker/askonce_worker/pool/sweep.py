@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from askonce_queue import answer_scripts, names, queue_scripts
 from askonce_queue.queue_scripts import Lane
-from askonce_queue.scripts import AsyncStore, Call, run
+from askonce_queue.scripts import AsyncStore, Call, run, send
 
 COUNT = 500
 LEASE_GRACE_MS = 60_000
@@ -117,8 +117,8 @@ class Sweep:
         removed = 0
         known: dict[bytes, int] = {}
         for lane in lanes:
-            rows: list[Any] = await self._store.execute_command(
-                "XINFO", "CONSUMERS", lane.stream, names.GROUP
+            rows: list[Any] = await send(
+                self._store, "XINFO", "CONSUMERS", lane.stream, names.GROUP
             )
             for row in rows:
                 name: bytes = row["name"]

@@ -12,7 +12,7 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 
 import anyio
@@ -122,7 +122,7 @@ class Worker:
                 await self._stop.wait()
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[Worker]:
+    async def running(self) -> AsyncGenerator[Worker]:
         """Serve for the length of a block; drain at its end."""
         try:
             await check_store(self._commands)
