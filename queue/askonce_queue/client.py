@@ -30,7 +30,7 @@ from askonce_queue.errors import (
 from askonce_queue.job import Job
 from askonce_queue.ledger import NAME_TTL_MS, Delivered, Enqueue, Ledger, Limits
 from askonce_queue.reply import Reply
-from askonce_queue.scripts import run, run_many, send
+from askonce_queue.scripts import Arg, run, run_many, send
 from askonce_queue.store import check_shards, connect
 
 BLOCK_S = 0.5
@@ -251,11 +251,16 @@ class Client:
 
     async def _read_once(self, *, block: bool) -> int:
         streams = {names.replies(tag, self.name): tag for tag in self._ledger.tags}
-        wait = ("BLOCK", int(BLOCK_S * 1000)) if block else ()
+        wait: tuple[Arg, ...] = ("BLOCK", int(BLOCK_S * 1000)) if block else ()
         rows: list[Any] | None = await send(
             self._blocking,
-            *("XREAD", "COUNT", READ_COUNT, *wait),
-            *("STREAMS", *streams, *self._last_ids.values()),
+            "XREAD",
+            "COUNT",
+            READ_COUNT,
+            *wait,
+            "STREAMS",
+            *streams,
+            *self._last_ids.values(),
         )
         entries = 0
         for stream, batch in rows or ():

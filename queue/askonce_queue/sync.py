@@ -25,10 +25,12 @@ from askonce_queue.errors import (
 from askonce_queue.job import Job
 from askonce_queue.ledger import NAME_TTL_MS, Delivered, Enqueue, Ledger, Limits
 from askonce_queue.reply import Reply
-from askonce_queue.scripts import CHUNK, run_sync, send_sync
+from askonce_queue.scripts import CHUNK, Arg, run_sync, send_sync
 from askonce_queue.store import connect_sync
 
 BLOCK_S = 0.5
+READ_COUNT = 200
+"""Reply entries a read; each may hold some hundred replies."""
 
 
 class Client:
@@ -200,11 +202,16 @@ class Client:
 
     def _read_once(self, block_s: float) -> int:
         streams = {names.replies(tag, self.name): tag for tag in self._ledger.tags}
-        wait = ("BLOCK", max(1, int(block_s * 1000))) if block_s > 0 else ()
+        wait: tuple[Arg, ...] = ("BLOCK", max(1, int(block_s * 1000))) if block_s > 0 else ()
         rows: list[Any] | None = send_sync(
             self._blocking,
-            *("XREAD", "COUNT", 200, *wait),
-            *("STREAMS", *streams, *self._last_ids.values()),
+            "XREAD",
+            "COUNT",
+            READ_COUNT,
+            *wait,
+            "STREAMS",
+            *streams,
+            *self._last_ids.values(),
         )
         entries = 0
         for stream, batch in rows or ():

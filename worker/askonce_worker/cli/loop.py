@@ -1,0 +1,109 @@
+"""Running a command: its event loop, its signals, its exit code.
+
+    0  done                                  1  done, but something was not as it should be
+    2  usage, configuration, no store        128 + n  ended by signal n (Ctrl-C: 130)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+import uvloop
+
+from askonce_queue.errors import AskonceError
+
+OK = 0
+PARTLY = 1
+UNUSABLE = 2
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Failed(Exception):
+    """The command cannot go on. The message is one line for people; it ends the command."""
+
+    def __init__(self, message: str, exit_code: int = UNUSABLE) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Signals:
+    """What Ctrl-C and its kin do: the first stops, the second stops faster, the third at once.
+
+    At first, a signal cancels the command. `handle` lets a command end in its own way.
+    """
+
+    def __init__(self, cancel: Callable[[], object]) -> None:
+        self.received = 0
+        """The number of the first signal."""
+        self._count = 0
+        self._first: Callable[[], object] = cancel
+        self._second: Callable[[], object] = lambda: None
+
+    def handle(self, first: Callable[[], object], second: Callable[[], object]) -> None:
+        """From now on, call `first` at the first signal and `second` at the next."""
+        self._first, self._second = first, second
+
+    def arrived(self, number: int) -> None:
+        self._count += 1
+        if self._count == 1:
+            self.received = number
+            self._first()
+        elif self._count == 2:  # noqa: PLR2004 -- counted on one hand
+            self._second()
+        else:
+            # Nothing is lost: what is under way is taken over, the embedded store found alive.
+            os._exit(128 + number)
+
+
+Command = Callable[[Signals], Awaitable[int]]
+
+
+def run(command: Command) -> int:
+    """Run `command` on a new event loop; return the exit code of the process.
+
+    Errors that askonce raises on purpose become one line on stderr.
+    """
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_with_signals(command))
+    except Exception as error:
+        known = _known(error)
+        if known is None:
+            raise
+        say(str(known))
+        return known.exit_code if isinstance(known, Failed) else UNUSABLE
+
+
+def say(line: str) -> None:
+    """Tell the user something on stderr."""
+    print(f"askonce: {line}", file=sys.stderr, flush=True)
+
+
+async def _with_signals(command: Command) -> int:
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(command_task(command, signals := Signals(lambda: task.cancel())))
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            loop.add_signal_handler(number, signals.arrived, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not signals.received:
+            raise
+        return 128 + signals.received
+
+
+def _known(error: BaseException) -> AskonceError | Failed | None:
+    """The error meant for people in what was raised; task groups wrap errors in groups."""
+    if isinstance(error, AskonceError | Failed):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            if (known := _known(inner)) is not None:
+                return known
+    return None
