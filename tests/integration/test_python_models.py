@@ -13,6 +13,7 @@ import pytest
 from askonce_queue.errors import ConfigError
 from askonce_queue.reply import Answer, ErrorCode
 from askonce_worker.models.protocol import (
+    Model,
     ModelFailure,
     Prompt,
     Question,
@@ -43,7 +44,7 @@ async def open_model() -> AsyncIterator[Open]:
 
 
 async def failure_of(
-    model: PythonModel, prompt: Prompt = LABELS, question: Question = TEXT
+    model: Model, prompt: Prompt = LABELS, question: Question = TEXT
 ) -> ModelFailure:
     with pytest.raises(ModelFailure) as caught:
         await model.ask(prompt, question)

@@ -41,8 +41,9 @@ async def open_models(settings: Settings) -> AsyncGenerator[dict[str, Backend]]:
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(
             aiohttp.ClientSession(
-                # Concurrency is bounded by the flight slots of each model.
-                connector=aiohttp.TCPConnector(limit=0),
+                # Concurrency is bounded by the flight slots of each model. Common servers close
+                # idle connections after 5 s; a request sent at that moment would fail.
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
                 trust_env=False,
             )
         )

@@ -85,13 +85,15 @@ def say(line: str) -> None:
 
 
 async def _with_signals(command: Command) -> int:
+    task = asyncio.current_task()
+    assert task is not None, "called by the runner"
+    signals = Signals(task.cancel)
     loop = asyncio.get_running_loop()
-    task = asyncio.ensure_future(command_task(command, signals := Signals(lambda: task.cancel())))
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             loop.add_signal_handler(number, signals.arrived, number)
     try:
-        return await task
+        return await command(signals)
     except asyncio.CancelledError:
         if not signals.received:
             raise
@@ -99,11 +101,13 @@ async def _with_signals(command: Command) -> int:
 
 
 def _known(error: BaseException) -> AskonceError | Failed | None:
-    """The error meant for people in what was raised; task groups wrap errors in groups."""
+    """The error for people in what was raised, unless there is a fault of ours beside it.
+
+    Task groups wrap errors in groups.
+    """
     if isinstance(error, AskonceError | Failed):
         return error
     if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            if (known := _known(inner)) is not None:
-                return known
+        known = [_known(inner) for inner in error.exceptions]
+        return None if None in known else known[0]
     return None
