@@ -7,6 +7,8 @@ payload cannot be decoded can still be answered.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -64,10 +66,12 @@ def encode_payload(job: Job, max_bytes: int = MAX_JOB_BYTES) -> bytes:
     if (job.text is None) == (job.messages is None):
         raise InvalidJob("a job needs exactly one of 'text' and 'messages'")
     try:
+        if job.messages is not None or job.params is not None:
+            _check_numbers((job.messages, job.params))
         payload = _encoder.encode(
             Payload(task=job.task, text=job.text, messages=job.messages, params=job.params)
         )
-    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise InvalidJob(f"the job is not valid JSON or Unicode: {error}") from error
     if len(payload) > max_bytes:
         raise InvalidJob(
@@ -78,6 +82,19 @@ def encode_payload(job: Job, max_bytes: int = MAX_JOB_BYTES) -> bytes:
     if job.tenant or job.tags:
         check_envelope(job.tenant, job.tags)
     return payload
+
+
+def _check_numbers(value: Any) -> None:
+    """Refuse what JSON has no number for; the encoder would write null, and ask something else."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is not a JSON number")
+    items: Iterable[Any] = ()
+    if isinstance(value, dict):
+        items = value.values()
+    elif isinstance(value, list | tuple):
+        items = value
+    for item in items:
+        _check_numbers(item)
 
 
 def check_envelope(tenant: str, tags: tuple[str, ...]) -> None:

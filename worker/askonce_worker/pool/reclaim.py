@@ -9,7 +9,7 @@ worker with 2,000 cold jobs in hand that is 2,000 model calls one after the othe
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ from askonce_worker.pool.outbox import Outbox
 MOST = 256
 """Most deliveries taken a lane and round."""
 GROUPS = {1: 64, 2: 8}
-"""How many suspects are retried together, by deliveries so far; more deliveries: alone."""
+"""How many suspects are retried together, by deliveries so far; after more deliveries, alone."""
 
 log = structlog.get_logger("askonce.reclaim")
 
@@ -67,6 +67,8 @@ class Reclaim:
         self._counters = counters
         self._intakes = intakes
         self._poison_limit = poison_limit
+        self._suspects: defaultdict[int, deque[_Suspect]] = defaultdict(deque)
+        """By the size of the group in which they are retried."""
 
     async def run(self) -> None:
         """Look for dead workers every half heartbeat TTL, until the worker stops."""
@@ -81,36 +83,41 @@ class Reclaim:
                 log.warning("reclaim failed", error=str(error))
 
     async def once(self) -> None:
-        """Take over what can be taken now. Raises redis-py's errors."""
-        suspects: dict[int, list[_Suspect]] = defaultdict(list)
-        for lane in self._lanes:
-            taken = await run(self._store, queue_scripts.claim(lane, self._beat.consumer, MOST))
-            returned: list[Entry] = []
-            for entry_id, fields, deliveries, handed_back in taken:
-                if handed_back:
-                    returned.append((entry_id, fields))
-                else:
-                    suspects[min(3, deliveries)].append(_Suspect(lane, (entry_id, fields)))
-                    self._held.park(lane, [entry_id])
-            if taken:
-                self._counters.count("*", "deliveries_reclaimed", len(taken))
-                log.warning("deliveries reclaimed", lane=lane.lane, entries=len(taken))
-            if returned:
-                self._intakes[lane.tag].accept(lane, returned)
-        if suspects:
-            await self._retry(suspects)
+        """Take over what can be taken now. Raises redis-py's errors; nothing taken is forgotten."""
+        if not any(self._suspects.values()):
+            for lane in self._lanes:
+                await self._take(lane)
+        if any(self._suspects.values()):
+            await self._retry()
 
-    async def _retry(self, suspects: dict[int, list[_Suspect]]) -> None:
-        """Retry suspects with nothing else under way, in groups by how often they were tried."""
+    async def _take(self, lane: Lane) -> None:
+        taken = await run(self._store, queue_scripts.claim(lane, self._beat.consumer, MOST))
+        if not taken:
+            return
+        returned: list[Entry] = []
+        for entry_id, fields, deliveries, handed_back in taken:
+            if handed_back:
+                returned.append((entry_id, fields))
+            else:
+                self._held.park(lane, [entry_id])
+                suspect = _Suspect(lane, (entry_id, fields))
+                self._suspects[GROUPS.get(deliveries, 1)].append(suspect)
+        self._counters.count("*", "deliveries_reclaimed", len(taken))
+        log.warning("deliveries reclaimed", lane=lane.lane, entries=len(taken))
+        if returned:
+            self._intakes[lane.tag].accept(lane, returned)
+
+    async def _retry(self) -> None:
+        """Retry suspects with nothing else under way, the largest groups first."""
         await self._gate.pause()
         try:
             await self._held.wait_until(lambda held: not len(held))
-            for deliveries, group in sorted(suspects.items()):
-                size = GROUPS.get(deliveries, 1)
-                for start in range(0, len(group), size):
-                    if self._gate.stopping:
-                        return
-                    await self._retry_together(group[start : start + size], alone=size == 1)
+            for size, waiting in sorted(self._suspects.items(), reverse=True):
+                while waiting and not self._gate.stopping:
+                    group = [waiting[i] for i in range(min(size, len(waiting)))]
+                    await self._retry_together(group, alone=size == 1)
+                    for _ in group:
+                        waiting.popleft()
         finally:
             self._gate.resume()
 
