@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -90,9 +90,9 @@ def _check_numbers(value: Any) -> None:
         raise ValueError(f"{value} is not a JSON number")
     items: Iterable[Any] = ()
     if isinstance(value, dict):
-        items = value.values()
+        items = cast("Iterable[Any]", value.values())
     elif isinstance(value, list | tuple):
-        items = value
+        items = cast("Iterable[Any]", value)
     for item in items:
         _check_numbers(item)
 

@@ -83,7 +83,7 @@ class StepModel:
     """A model whose calls wait while its gate is closed, then answer with its label.
 
     The label is that of the moment when the call began, as with a model that reads what it judges.
-    `behave` is awaited in each call, with the text and the number of this call for it; it may raise.
+    `behave` is awaited in each call, with the text and how often it was asked; it may raise.
     """
 
     def __init__(
@@ -203,10 +203,31 @@ async def resolver_on(
             clock=clock,
             rng=rng,
         )
-        async with resolver.running():
+        async with _alive(resolver):
             yield resolver
     finally:
         await client.aclose()
+
+
+@asynccontextmanager
+async def _alive(resolver: Resolver) -> AsyncGenerator[None]:
+    """Run a resolver; fail when it ends before its user does, and raise the user's own error."""
+    error: Exception | None = None
+    ended = False
+    try:
+        async with resolver.running():
+            try:
+                yield
+            except Exception as raised:
+                error = raised
+                raise
+            ended = True
+    except ExceptionGroup:
+        if error is None:
+            raise
+        raise error from None
+    # A task group that is cancelled swallows the cancellation of its user.
+    assert ended, "the resolver ended before its user"
 
 
 @asynccontextmanager
@@ -228,6 +249,15 @@ async def ask(resolver: Resolver, task: Task, text: str, *, tags: Sequence[str] 
     waiter = Waiter(task, text, tags=tags)
     resolver.resolve([waiter])
     return await waiter.outcome()
+
+
+async def step_until(predicate: Callable[[], bool]) -> None:
+    """Let the loop run, one step at a time, until `predicate` holds: no later than that."""
+    for _ in range(10_000):
+        if predicate():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("not within 10,000 steps of the loop")
 
 
 async def lease_count(store: redis.asyncio.Redis, shards: int = 1) -> int:

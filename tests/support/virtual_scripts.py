@@ -114,7 +114,9 @@ class VirtualShard:
 
     def lease(self, digest: bytes) -> tuple[bytes, float, float, int] | None:
         """Token, deadline in ms, built, attempt."""
-        data = cast("bytes | None", self.client.hget(names.leases(TAG).decode(), cast("str", digest)))
+        data = cast(
+            "bytes | None", self.client.hget(names.leases(TAG).decode(), cast("str", digest))
+        )
         return None if data is None else LEASE.unpack(data)
 
     def entry(self, digest: bytes) -> bytes | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tracemalloc
 from pathlib import Path
@@ -224,14 +223,6 @@ def test_only_text_has_one_key_on_every_path(text: str, tenant: str) -> None:
     assert maker.question_key(Question(text=text, params={"user": "u"}), tenant) == expected
 
 
-def test_the_formula_of_a_text_key() -> None:
-    digest = bytes(range(32))
-    expected = hashlib.sha256(
-        digest + b"tenant" + b"\0\0\0\4acme" + b"\0\0\0\2ns" + b"t" + b"hello"
-    )
-    assert KeyMaker(digest, shared=False).text_key("hello", "acme", "ns") == expected.digest()
-
-
 def test_one_maker_serves_many_tenants_and_namespaces_in_bounded_memory() -> None:
     maker = Request().maker()
     assert len({maker.text_key("x", "t", namespace) for namespace in ("", "a", "", "b")}) == 3
@@ -244,11 +235,6 @@ def test_one_maker_serves_many_tenants_and_namespaces_in_bounded_memory() -> Non
         tracemalloc.stop()
     assert used_bytes < 1_000_000
     assert maker.text_key("hello", "0") == first
-
-
-def test_a_task_digest_has_32_bytes() -> None:
-    with pytest.raises(ValueError, match="32 bytes"):
-        KeyMaker(b"short", shared=False)
 
 
 CONTROL = {"cache_control": {"type": "ephemeral"}}

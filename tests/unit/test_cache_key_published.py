@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from askonce_worker.cache.key import (
     OUT_HEADERS,
     OUT_OF_KEY,
     OUT_OF_TASK,
+    KeyMaker,
     must_bypass,
 )
 
@@ -68,3 +70,16 @@ def test_the_published_page_lists_exactly_the_tables() -> None:
     assert published["Out: headers"] == OUT_HEADERS
     assert published["Out: settings of a task"] == OUT_OF_TASK
     assert published["Past the cache"] == BYPASS
+
+
+def test_the_formula_of_a_text_key() -> None:
+    digest = bytes(range(32))
+    expected = hashlib.sha256(
+        digest + b"tenant" + b"\0\0\0\4acme" + b"\0\0\0\2ns" + b"t" + b"hello"
+    )
+    assert KeyMaker(digest, shared=False).text_key("hello", "acme", "ns") == expected.digest()
+
+
+def test_a_task_digest_has_32_bytes() -> None:
+    with pytest.raises(ValueError, match="32 bytes"):
+        KeyMaker(b"short", shared=False)

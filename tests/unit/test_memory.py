@@ -161,6 +161,25 @@ def test_a_key_that_returns_as_a_ghost_goes_to_the_main_queue() -> None:
     assert here(tier, "n0"), "an entry of the small queue would be gone by now"
 
 
+def test_what_came_before_the_first_eviction_is_in_the_main_queue() -> None:
+    tier = tier_of(100)
+    for number in range(150):
+        put(tier, f"n{number}")
+    assert all(here(tier, f"n{number}") for number in range(10, 100))
+
+
+def test_past_hits_keep_an_entry_for_three_rounds_at_most() -> None:
+    tier = tier_of(10)
+    for number in range(10):
+        put(tier, f"n{number}")
+    for _ in range(100):
+        assert here(tier, "n5")
+    for number in range(60):
+        put(tier, f"later{number}")
+        tier.get_many([b"later%d" % number] * 2, 0.0)
+    assert not here(tier, "n5")
+
+
 def test_an_expired_entry_gets_no_second_round() -> None:
     tier = tier_of(10)
     for number in range(10):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -69,17 +70,29 @@ async def program(arguments: Sequence[str], *, end_s: float = END_S) -> AsyncIte
     """Run `python -m …` for the length of a block, then end it: by end of input, or by its pid.
 
     It has a session of its own: Ctrl-C reaches the bench alone, which then ends its children.
+    Raises `ChildError` when it ends before the block does, whatever the block is waiting for.
     """
+    name = " ".join(arguments)
     process = await anyio.open_process(
         [sys.executable, "-m", *arguments], stderr=None, start_new_session=True
     )
     failed = True
-    try:
-        yield Child(" ".join(arguments), process)
-        failed = False
-    finally:
-        with anyio.CancelScope(shield=True):
-            await _end(process, 0.0 if failed else end_s)
+    with anyio.CancelScope() as scope:
+        watching = asyncio.create_task(_watch(process, scope))
+        try:
+            yield Child(name, process)
+            failed = False
+        finally:
+            watching.cancel()
+            with anyio.CancelScope(shield=True):
+                await _end(process, 0.0 if failed else end_s)
+    if scope.cancelled_caught:
+        raise ChildError(f"{name} has ended: its error is printed above")
+
+
+async def _watch(process: Process, scope: anyio.CancelScope) -> None:
+    await process.wait()
+    scope.cancel()
 
 
 async def _end(process: Process, end_s: float) -> None:

@@ -13,11 +13,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
-import anyio
 import msgspec
 
 from askonce_loadtest.bench.child import Figures, Order, Steps
-from askonce_loadtest.bench.children import Child, child
+from askonce_loadtest.bench.children import child
 from askonce_loadtest.bench.workload import LABELS, TASK, WrongReplyError, distinct_texts
 from askonce_queue.reply import ErrorInfo, Source
 from askonce_queue.shards import shard_tags
@@ -44,22 +43,15 @@ async def measure_stampede(order: Order, model_root_url: str) -> Figures:
         askers = [await stack.enter_async_context(child(asker, order)) for _ in range(plan.askers)]
         async with session.post(f"{model_root_url}/reset") as response:
             response.raise_for_status()
-        answered: list[float] = []
         began = time.perf_counter()
-
-        async def ask(one: Child) -> None:
-            answered.append((await one.do("ask_all"))["answered"])
-
-        async with anyio.create_task_group() as tasks:
-            for one in askers:
-                tasks.start_soon(ask, one)
+        answers = await asyncio.gather(*(one.do("ask_all") for one in askers))
         took_s = time.perf_counter() - began
         async with session.get(f"{model_root_url}/stats") as response:
             response.raise_for_status()
             served = msgspec.json.decode(await response.read(), type=_Served)
     return {
         "stampede_calls": served.total_calls,
-        "stampede_asks": sum(answered),
+        "stampede_asks": sum(one["answered"] for one in answers),
         "stampede_s": took_s,
     }
 

@@ -32,9 +32,9 @@ async def measure_warm(order: Order, store: AsyncStore) -> Figures:
         "worker_cpu_us_per_job": (worker_after["cpu_s"] - worker_before["cpu_s"]) / jobs * 1e6,
         "producer_cpu_us_per_job": run["cpu_s"] / jobs * 1e6,
         "store_cpu_us_per_job": used.cpu_s / jobs * 1e6,
-        "store_commands_per_job": used.commands / jobs,
+        "store_commands_per_job": (used.client_commands + used.script_commands) / jobs,
         "store_client_commands_per_job": used.client_commands / jobs,
-        "store_script_commands_per_job": (used.commands - used.client_commands) / jobs,
+        "store_script_commands_per_job": used.script_commands / jobs,
         "worker_rss_mb": worker_after["peak_rss_bytes"] / _MIB,
         "warm_memory_share": run["memory"] / jobs,
     }

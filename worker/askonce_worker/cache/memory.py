@@ -133,11 +133,11 @@ class MemoryTier(Generic[V]):
         self._size_bytes = self._small_bytes = self._dead = 0
 
     def _insert(self, entry: _Entry[V]) -> None:
+        self._make_room(entry.size_bytes)
         if self.evictions:
             entry.in_main = entry.key in self._young_ghosts or entry.key in self._old_ghosts
         else:
             entry.in_main = self._small_bytes * SMALL_SHARE >= self.max_bytes
-        self._make_room(entry.size_bytes)
         (self._main if entry.in_main else self._small).append(entry)
         self._entries[entry.key] = entry
         self._count(entry, entry.size_bytes)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable
 
 import uvloop
+from redis.exceptions import RedisError
 
 from askonce_queue.errors import AskonceError
 
@@ -34,27 +35,23 @@ class Failed(Exception):
 class Signals:
     """What Ctrl-C and its kin do: the first stops, the second stops faster, the third at once.
 
-    At first, a signal cancels the command. `handle` lets a command end in its own way.
+    At first, `stop` cancels the command and `hurry` does nothing; a command may set its own.
     """
 
     def __init__(self, cancel: Callable[[], object]) -> None:
         self.received = 0
         """The number of the first signal."""
+        self.stop = cancel
+        self.hurry: Callable[[], object] = lambda: None
         self._count = 0
-        self._first: Callable[[], object] = cancel
-        self._second: Callable[[], object] = lambda: None
-
-    def handle(self, first: Callable[[], object], second: Callable[[], object]) -> None:
-        """From now on, call `first` at the first signal and `second` at the next."""
-        self._first, self._second = first, second
 
     def arrived(self, number: int) -> None:
         self._count += 1
         if self._count == 1:
             self.received = number
-            self._first()
+            self.stop()
         elif self._count == 2:  # noqa: PLR2004 -- counted on one hand
-            self._second()
+            self.hurry()
         else:
             # Nothing is lost: what is under way is taken over, the embedded store found alive.
             os._exit(128 + number)
@@ -107,6 +104,8 @@ def _known(error: BaseException) -> AskonceError | Failed | None:
     """
     if isinstance(error, AskonceError | Failed):
         return error
+    if isinstance(error, RedisError):
+        return Failed(f"the store failed: {error}")
     if isinstance(error, BaseExceptionGroup):
         known = [_known(inner) for inner in error.exceptions]
         return None if None in known else known[0]

@@ -1,0 +1,74 @@
+"""Workers of this process on a real store, with a model that a test can watch and hold."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from askonce_queue.queue_scripts import Lane
+from askonce_queue.scripts import AsyncStore
+from askonce_worker.cache.key import KeyMaker, task_digest
+from askonce_worker.config import WorkerConfig
+from askonce_worker.models.protocol import Answer, Model, Prompt, Question
+from askonce_worker.pool.worker import Worker
+from askonce_worker.tasks import Backend, Task
+
+INTERACTIVE = Lane("0", "default", "interactive")
+BULK = Lane("0", "default", "bulk")
+"""The lanes of a store with one shard."""
+QUICK: dict[str, Any] = {
+    "heartbeat_ttl_s": 0.6,
+    "lease_ttl_s": 1.0,
+    "lease_renew_s": 0.3,
+    "drain_s": 3.0,
+    "sweep_every_s": 3600.0,
+}
+"""A worker that calls others dead soon, and sweeps only when told."""
+
+
+class EchoModel:
+    """Answers with the text itself, upper case, once `open` is set (it is at first)."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def ask(self, prompt: Prompt, question: Question) -> Answer:
+        del prompt
+        self.asked.append(question.text or "")
+        await self.open.wait()
+        return Answer(label=(question.text or "").upper())
+
+    async def check(self) -> str:
+        return "echo"
+
+    async def aclose(self) -> None:
+        pass
+
+
+def echo_tasks(model: Model, *, slots: int = 1000, **options: Any) -> dict[str, Task]:
+    """One task, `echo`."""
+    digest = task_digest(model_identity={"kind": "echo"}, prompt=Prompt(), normalize=())
+    backend = Backend("echo", model, slots, patience_s=60.0)
+    key_maker = KeyMaker(digest, shared=False)
+    return {"echo": Task("echo", backend=backend, prompt=Prompt(), key_maker=key_maker, **options)}
+
+
+def echo_worker(
+    url: str, model: Model | None = None, *, shards: int = 1, slots: int = 1000, **config: Any
+) -> Worker:
+    """A worker for `echo`, quick to call others dead."""
+    tasks = echo_tasks(model or EchoModel(), slots=slots)
+    return Worker(url, tasks, WorkerConfig(**(QUICK | config)), shards=shards)
+
+
+async def backlog(store: AsyncStore, lane: Lane = INTERACTIVE) -> int:
+    """The unsettled jobs of a lane."""
+    return int(await store.xlen(lane.stream))
+
+
+async def pending(store: AsyncStore, lane: Lane = INTERACTIVE) -> dict[str, int]:
+    """Consumer → deliveries pending to it."""
+    rows: list[Any] = await store.execute_command("XPENDING", lane.stream, "workers")
+    return {name.decode(): int(count) for name, count in rows[3] or ()}

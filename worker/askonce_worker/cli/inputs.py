@@ -1,0 +1,40 @@
+"""What `run` and `enqueue` have in common on their command lines: task, format, column."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from askonce_worker.cli.loop import Failed
+from askonce_worker.cli.records import Format, read_csv, read_jsonl
+from askonce_worker.cli.source import Read
+from askonce_worker.config import Settings
+from askonce_worker.config_tables import did_you_mean
+
+
+def known_task(settings: Settings, task: str) -> None:
+    """Raise `Failed` for a task that is not in the configuration."""
+    if task not in settings.tasks:
+        known = ", ".join(settings.tasks) or "none"
+        raise Failed(
+            f"{settings.source.path}: no task {task!r}{did_you_mean(task, settings.tasks)}; "
+            f"known tasks: {known}"
+        )
+
+
+def reader_of(path: Path, given: Format | None, column: str | None, task: str) -> Read:
+    """How to read an input: as `given`, else by its name; stdin is CSV when a column is named.
+
+    Raises `Failed` for a column of JSONL.
+    """
+    if given is not None:
+        kind: Format = given
+    elif str(path) == "-":
+        kind = "csv" if column is not None else "jsonl"
+    else:
+        kind = "csv" if path.suffix.lower() == ".csv" else "jsonl"
+    if kind == "csv":
+        return functools.partial(read_csv, task=task, column=column)
+    if column is not None:
+        raise Failed("--column is for CSV; lines of JSON have 'text' or 'messages'")
+    return functools.partial(read_jsonl, task=task)

@@ -1,0 +1,224 @@
+"""The `askonce` command: its commands, options and help. What they do stands in a module each.
+
+Those modules are imported when their command runs: `askonce --help` waits for no HTTP client.
+"""
+
+# ruff: noqa: PLC0415 -- see above
+
+from __future__ import annotations
+
+import enum
+import importlib.metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _examples(*commands: str) -> str:
+    """What stands below the help of a command; Markdown breaks lines after two blanks."""
+    return "**Examples**\n\n" + "  \n".join(commands)
+
+
+app = typer.Typer(
+    name="askonce",
+    help="An async worker-pool cache for classification: every distinct question reaches the "
+    "model once, everyone who asked gets the answer.",
+    epilog=_examples(
+        "askonce doctor askonce.toml",
+        "askonce run askonce.toml messages.jsonl --task intent --out answers.jsonl",
+        "askonce COMMAND --help",
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Format(enum.StrEnum):
+    """Of an input file."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+class LogStyle(enum.StrEnum):
+    """Of the logs on stderr."""
+
+    CONSOLE = "console"
+    JSON = "json"
+
+
+class LaneName(enum.StrEnum):
+    """Of the queue's two lanes."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", show_default=False, help="Configuration file (TOML).")
+]
+InputFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="INPUT",
+        show_default=False,
+        help="A JSON object a line with 'text' or 'messages' and optionally 'id'; or CSV with a "
+        "header; '-' for stdin.",
+    ),
+]
+TaskName = Annotated[
+    str,
+    typer.Option("--task", metavar="NAME", show_default=False, help="A task of the configuration."),
+]
+InputFormat = Annotated[
+    Format | None, typer.Option("--format", show_default="by the file's name")
+]
+Column = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="CSV column of the input.", show_default="text"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            version = importlib.metadata.version("askonce")
+        except importlib.metadata.PackageNotFoundError:
+            version = "(not installed)"
+        typer.echo(f"askonce {version}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Hold what comes before the command."""
+
+
+@app.command(
+    epilog=_examples(
+        "askonce run askonce.toml in.jsonl --task intent --out out.jsonl",
+        "askonce run askonce.toml in.csv --column message --task intent --out out.jsonl",
+        "cat in.jsonl | askonce run askonce.toml - --task intent --out - | jq .label",
+    )
+)
+def run(
+    config: ConfigFile,
+    input_file: InputFile,
+    task: TaskName,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", show_default=False, help="Output; '-' for stdout."),
+    ],
+    input_format: InputFormat = None,
+    column: Column = None,
+    window: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Most jobs under way at once.")
+    ] = 10_000,
+    worker: Annotated[
+        bool,
+        typer.Option(
+            "--worker/--no-worker",
+            help="Answer in this process, or leave it to workers that run elsewhere.",
+        ),
+    ] = True,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on where an interrupted run stopped (OUT.partial)."),
+    ] = False,
+    summary: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default=False, help="Write the summary as JSON."),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs.")] = False,
+) -> None:
+    """Classify a whole file.
+
+    Writes one JSON object for each line of input, in the order of the input: id, label, score and
+    source, or id and error. A line that cannot be asked becomes an error line and stops nothing.
+
+    The output is written to OUT.partial, which becomes OUT when it is complete. After an
+    interruption (even kill -9), the same command with --resume skips the lines that are there.
+    Running it once more without costs little: what was answered is remembered. That is also how to
+    try lines again that failed.
+
+    Exit code: 0 all lines answered, 1 some failed, 2 usage, configuration or no store.
+    """
+    from askonce_worker.cli import run as command
+
+    raise typer.Exit(
+        command.main(
+            command.Options(
+                config=config,
+                input=input_file,
+                task=task,
+                out=out,
+                format=input_format.value if input_format else None,
+                column=column,
+                window=window,
+                worker=worker,
+                resume=resume,
+                summary=summary,
+                verbose=verbose,
+            )
+        )
+    )
+
+
+@app.command(
+    epilog=_examples(
+        "askonce worker askonce.toml",
+        "askonce worker askonce.toml --processes 4 --log json",
+        "askonce worker askonce.toml --burst",
+    )
+)
+def worker(
+    config: ConfigFile,
+    processes: Annotated[
+        int, typer.Option(min=1, max=256, help="Worker processes, one for each core.")
+    ] = 1,
+    burst: Annotated[
+        bool, typer.Option("--burst", help="End when no job is left, instead of waiting for more.")
+    ] = False,
+    log: Annotated[
+        LogStyle | None, typer.Option(show_default="as in CONFIG", help="Style of the logs.")
+    ] = None,
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+) -> None:
+    """Answer jobs until told to stop.
+
+    SIGTERM or Ctrl-C drains: no more jobs are fetched, those under way may finish (`drain_s`), the
+    rest goes back to the queue for any worker. A second one skips the waiting. Worker processes
+    that crash are replaced.
+
+    Exit code: 0 stopped or nothing left, 2 usage, configuration or no store, 130 after Ctrl-C.
+    """
+    from askonce_worker.cli import worker as command
+
+    raise typer.Exit(
+        command.main(
+            command.Options(
+                config=config,
+                processes=processes,
+                burst=burst,
+                log=log.value if log else None,
+                supervised=supervised,
+            )
+        )
+    )
+
+
+def main() -> None:
+    """Run the command line; ends the process."""
+    app(prog_name="askonce")

@@ -1,0 +1,170 @@
+"""`askonce run`: a whole file, from its first line to the summary."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import msgspec
+from rich.console import Console
+
+from askonce_queue.client import Client
+from askonce_queue.errors import ClientNameInUse
+from askonce_queue.ledger import NAME_TTL_MS, Limits
+from askonce_worker.build import build_tasks, open_models, open_store
+from askonce_worker.cli import loop, progress, summary
+from askonce_worker.cli.asking import Asking
+from askonce_worker.cli.inputs import known_task, reader_of
+from askonce_worker.cli.loop import Failed, Signals, say
+from askonce_worker.cli.output import Output
+from askonce_worker.cli.records import Format, Line, Record
+from askonce_worker.cli.source import Source
+from askonce_worker.cli.summary import Summary, Tally
+from askonce_worker.config import Settings, load_settings
+from askonce_worker.observe import log
+from askonce_worker.pool.worker import Worker
+
+NAME_WAIT_S = NAME_TTL_MS / 1000 + 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line, parsed."""
+
+    config: Path
+    input: Path
+    task: str
+    out: Path
+    format: Format | None
+    column: str | None
+    window: int
+    worker: bool
+    resume: bool
+    summary: Path | None
+    verbose: bool
+
+
+def main(options: Options) -> int:
+    """Run the command; return the exit code."""
+    log.configure("console", level=logging.INFO if options.verbose else logging.ERROR)
+    return loop.run(functools.partial(_run, options))
+
+
+async def _run(options: Options, signals: Signals) -> int:
+    settings = load_settings(options.config)
+    known_task(settings, options.task)
+    _check_writable(options.summary)
+    read = reader_of(options.input, options.format, options.column, options.task)
+    output = Output(options.out, resume=options.resume)
+
+    def read_rest(lines: Iterator[Line]) -> Iterator[Record]:
+        return output.after_resumed(read(lines))
+
+    try:
+        source = Source(options.input, read_rest, batch=options.window)
+        if output.discarded:
+            say(f"starting over; {output.partial} could have been continued with --resume")
+        result = await _ask(options, settings, source, output, signals)
+    except BaseException:
+        output.close()
+        if output.partial is not None and (kept := output.resumed + output.written):
+            say(f"{kept:,} lines are in {output.partial}: --resume goes on from there")
+        raise
+    output.close()
+    if options.summary is not None:
+        _write_summary(options.summary, result)
+    Console(stderr=True).print(summary.table(result))
+    return loop.OK if result.complete else loop.PARTLY
+
+
+async def _ask(
+    options: Options, settings: Settings, source: Source, output: Output, signals: Signals
+) -> Summary:
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(open_store(settings))
+        worker = None
+        if options.worker:
+            worker = await stack.enter_async_context(_worker(settings, url, signals))
+        client = await _open_client(stack, settings, url, output.client_name)
+        tally = Tally()
+        asking = Asking(client, source, output, tally, window=options.window, warn=say)
+        async with progress.shown(Console(stderr=True), tally, source.size):
+            await asking.run()
+        output.finish()
+        if worker is not None:
+            signals.stop = worker.stop  # all is written: let nothing cancel the drain
+        return tally.summary(
+            model_calls=worker.counters.total("model_calls") if worker else 0,
+            resumed=output.resumed,
+            resumed_errors=output.resumed_errors,
+        )
+
+
+@asynccontextmanager
+async def _worker(settings: Settings, url: str, signals: Signals) -> AsyncIterator[Worker]:
+    """A worker in this process and on this event loop."""
+    cancel, drain_s = signals.stop, settings.worker.drain_s
+
+    def stop() -> None:
+        say(f"stopping; jobs under way have {drain_s:g} s to finish (again: none)")
+        cancel()
+
+    def hurry() -> None:
+        worker.stop()
+        worker.stop()
+
+    async with open_models(settings) as backends:
+        worker = Worker(
+            url, build_tasks(settings, backends), settings.worker, shards=settings.shards
+        )
+        signals.stop, signals.hurry = stop, hurry
+        async with worker.running():
+            yield worker
+
+
+async def _open_client(
+    stack: AsyncExitStack, settings: Settings, url: str, name: str | None
+) -> Client:
+    """The client of this output; waits for the name if a killed run still holds it."""
+    limits = Limits(
+        max_backlog=settings.worker.max_backlog, max_unread=settings.worker.max_unread
+    )
+    give_up_at = anyio.current_time() + NAME_WAIT_S
+    told = False
+    while True:
+        client = Client(
+            url, name=name, pool=settings.worker.pool, shards=settings.shards, limits=limits
+        )
+        try:
+            return await stack.enter_async_context(client)
+        except ClientNameInUse:
+            # The output's lock is ours, so whoever held the name here is gone.
+            if anyio.current_time() > give_up_at:
+                raise
+            if not told:
+                say(f"waiting up to {NAME_WAIT_S:.0f} s for the run before this one to be forgotten")
+                told = True
+            await anyio.sleep(0.25)
+
+
+def _check_writable(path: Path | None) -> None:
+    """Raise `Failed` now for a summary that could not be written at the end."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise Failed(f"cannot write {path}: expected a file in a folder you can write to")
+
+
+def _write_summary(path: Path, result: Summary) -> None:
+    text = msgspec.json.format(msgspec.json.encode(result)) + b"\n"
+    try:
+        path.write_bytes(text)
+    except OSError as error:
+        raise Failed(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,114 @@
+"""`askonce worker`: serve until told to stop. One process, or several under a supervisor."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+from askonce_worker.build import build_tasks, open_models, open_store
+from askonce_worker.cli import loop
+from askonce_worker.cli.loop import Signals
+from askonce_worker.config import Settings, load_settings
+from askonce_worker.observe import log, notify
+from askonce_worker.pool.supervise import Supervisor
+from askonce_worker.pool.worker import Worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line, parsed. `supervised`: stdin is a pipe that the supervisor holds open."""
+
+    config: Path
+    processes: int
+    burst: bool
+    log: log.Style | None
+    supervised: bool
+
+
+def main(options: Options) -> int:
+    """Run the command; return the exit code."""
+    return loop.run(functools.partial(_run, options))
+
+
+async def _run(options: Options, signals: Signals) -> int:
+    settings = load_settings(options.config)
+    style = options.log or settings.worker.log
+    log.configure(style)
+    if options.processes == 1:
+        code = await _serve(options, settings, signals)
+    else:
+        code = await _supervise(options, settings, style, signals)
+    return 128 + signal.SIGINT if signals.received == signal.SIGINT else code
+
+
+async def _serve(options: Options, settings: Settings, signals: Signals) -> int:
+    """Be the worker."""
+    async with (
+        open_store(settings) as url,
+        open_models(settings) as backends,
+        anyio.create_task_group() as tasks,
+    ):
+        worker = Worker(
+            url, build_tasks(settings, backends), settings.worker, shards=settings.shards
+        )
+        stopped = anyio.Event()
+
+        def stop() -> None:
+            notify.notify(notify.STOPPING)
+            worker.stop()
+            stopped.set()
+
+        signals.stop, signals.hurry = stop, worker.stop
+        if options.supervised:
+            tasks.start_soon(_stop_with_supervisor, signals)
+        tasks.start_soon(notify.show_life_forever)
+        if options.burst:
+            notify.notify(notify.READY)
+            await worker.run(burst=True)
+        else:
+            async with worker.running():
+                notify.notify(notify.READY)
+                await stopped.wait()
+        tasks.cancel_scope.cancel()
+    return loop.OK
+
+
+async def _stop_with_supervisor(signals: Signals) -> None:
+    """Drain when the supervisor is gone, whatever became of it: its end of the pipe closes."""
+    while True:
+        await anyio.wait_readable(sys.stdin)
+        if not os.read(sys.stdin.fileno(), 1):
+            signals.stop()
+            return
+
+
+async def _supervise(
+    options: Options, settings: Settings, style: log.Style, signals: Signals
+) -> int:
+    """Have others be the workers; hold the embedded store for them."""
+    command = [sys.executable, "-m", "askonce_worker", "worker", str(options.config.absolute())]
+    command += ["--log", style, "--supervised", *(["--burst"] if options.burst else [])]
+    async with open_store(settings), anyio.create_task_group() as tasks:
+        supervisor = Supervisor(
+            command,
+            options.processes,
+            burst=options.burst,
+            silence_s=notify.watchdog_s(),
+            on_ready=lambda: notify.notify(notify.READY),
+        )
+
+        def stop() -> None:
+            notify.notify(notify.STOPPING)
+            supervisor.stop()
+
+        signals.stop, signals.hurry = stop, supervisor.stop
+        tasks.start_soon(notify.show_life_forever)
+        code = await supervisor.run()
+        tasks.cancel_scope.cancel()
+    return code
