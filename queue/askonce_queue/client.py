@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,8 +27,16 @@ from askonce_queue.errors import (
     ReplyTimeout,
     StoreUnavailable,
 )
+from askonce_queue.host import Host
 from askonce_queue.job import Job
-from askonce_queue.ledger import NAME_TTL_MS, Delivered, Enqueue, Ledger, Limits
+from askonce_queue.ledger import (
+    NAME_TTL_MS,
+    Delivered,
+    Enqueue,
+    Ledger,
+    Limits,
+    reply_lines,
+)
 from askonce_queue.reply import Reply
 from askonce_queue.scripts import Arg, run, run_many, send
 from askonce_queue.store import check_shards, connect
@@ -65,7 +73,7 @@ class Client:
         self._inbox: deque[Delivered] = deque()
         self._arrived = anyio.Event()
         self._rng = random.Random()
-        self._stack = AsyncExitStack()
+        self._host = Host(self._loops())
         self._lost_name = False
 
     @property
@@ -92,11 +100,16 @@ class Client:
                 await self._disconnect()
             raise
         self._ledger.begin_live()
-        tasks = await self._stack.enter_async_context(anyio.create_task_group())
-        self._stack.callback(tasks.cancel_scope.cancel)
-        for loop in (self._read_forever, self._renew_forever, self._hand_over_forever):
-            tasks.start_soon(loop)
+        await self._host.open()
         return self
+
+    @asynccontextmanager
+    async def _loops(self) -> AsyncGenerator[None]:
+        async with anyio.create_task_group() as tasks:
+            for loop in (self._read_forever, self._renew_forever, self._hand_over_forever):
+                tasks.start_soon(loop)
+            yield
+            tasks.cancel_scope.cancel()
 
     async def __aexit__(
         self,
@@ -105,7 +118,7 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            await self._stack.__aexit__(kind, error, traceback)
+            await self._host.close()
         finally:
             with anyio.CancelScope(shield=True):
                 await self._leave()
@@ -266,7 +279,7 @@ class Client:
         for stream, batch in rows or ():
             tag = streams[stream]
             for entry_id, fields in batch:
-                self._ledger.receive(tag, entry_id, fields[fields.index(b"r") + 1])
+                self._ledger.receive(tag, entry_id, reply_lines(fields))
                 self._last_ids[tag] = entry_id
                 entries += 1
         return entries

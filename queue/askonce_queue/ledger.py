@@ -13,6 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from askonce_queue import queue_scripts
 from askonce_queue.envelope import NAMED
 from askonce_queue.errors import ClientNameInUse, IdConflict, InvalidJob, QueueFull
@@ -75,6 +77,8 @@ class Ledger:
         self.tags = shard_tags(shards)
         self.duplicates = 0
         """Replies that nobody waits for, because their job was handed its one reply before."""
+        self.unreadable = 0
+        """Entries in the reply streams that are not replies."""
         self._pool = pool
         self._limits = limits
         self._counter = itertools.count(1)
@@ -210,9 +214,19 @@ class Ledger:
         self._awaited.pop(job_id, None)
 
     def receive(self, tag: str, entry_id: bytes, lines: bytes) -> None:
-        """Read one entry of the reply stream of a shard and send its replies where they belong."""
+        """Read one entry of the reply stream of a shard and send its replies where they belong.
+
+        An entry that no worker of ours wrote is counted as unreadable and deleted.
+        """
         source = (tag, entry_id)
-        replies = decode_replies(lines)
+        try:
+            replies = decode_replies(lines)
+        except (ValueError, msgspec.MsgspecError):
+            replies = []
+        if not replies:
+            self.unreadable += 1
+            self._handed[tag].append((entry_id, 0))
+            return
         self._left[source] = self._sizes[source] = len(replies)
         awaited = self._awaited
         for reply in replies:
@@ -260,6 +274,11 @@ class Ledger:
     def put_back_handed(self, tag: str, entries: list[tuple[bytes, int]]) -> None:
         """A deletion failed: it goes with the next."""
         self._handed[tag] += entries
+
+
+def reply_lines(fields: Sequence[bytes]) -> bytes:
+    """The replies in the fields of an entry of a reply stream; empty when it is none of ours."""
+    return dict(zip(fields[::2], fields[1::2], strict=False)).get(b"r", b"")
 
 
 def _repeated(job_ids: Sequence[str]) -> list[str]:

@@ -23,7 +23,14 @@ from askonce_queue.errors import (
     StoreUnavailable,
 )
 from askonce_queue.job import Job
-from askonce_queue.ledger import NAME_TTL_MS, Delivered, Enqueue, Ledger, Limits
+from askonce_queue.ledger import (
+    NAME_TTL_MS,
+    Delivered,
+    Enqueue,
+    Ledger,
+    Limits,
+    reply_lines,
+)
 from askonce_queue.reply import Reply
 from askonce_queue.scripts import CHUNK, Arg, run_sync, send_sync
 from askonce_queue.store import connect_sync
@@ -217,7 +224,7 @@ class Client:
         for stream, batch in rows or ():
             tag = streams[stream]
             for entry_id, fields in batch:
-                self._ledger.receive(tag, entry_id, fields[fields.index(b"r") + 1])
+                self._ledger.receive(tag, entry_id, reply_lines(fields))
                 self._last_ids[tag] = entry_id
                 entries += 1
         return entries

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -39,7 +39,6 @@ TINY = Plan(
     model_latency_ms=20.0,
     limit_s=60.0,
 )
-LEFT = "askonce-bench-*"
 PROMISED = {
     "warm_jobs_per_s",
     "enqueue_jobs_per_s",
@@ -56,6 +55,11 @@ PROMISED = {
 }
 
 
+def left_in(folder: Path) -> list[Path]:
+    """What a run has left in the folder for temporary files."""
+    return list(folder.glob("askonce-bench-*"))
+
+
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that the bench, told so by TMPDIR, makes its temporary folder in."""
@@ -67,7 +71,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 async def test_a_run_measures_everything(temporary: Path) -> None:
     told: list[str] = []
     outcome = await run_bench(TINY, repeat=1, tell=told.append)
-    assert list(temporary.glob(LEFT)) == []
+    assert left_in(temporary) == []
     assert told[0] == "run 1 of 1: warm jobs"
 
     report = json.loads(as_json(TINY, outcome))
@@ -87,6 +91,7 @@ async def test_a_run_measures_everything(temporary: Path) -> None:
         assert all(name in table.getvalue() for name in names)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the children of a process are in /proc")
 def test_an_interrupt_ends_every_child_and_leaves_nothing(tmp_path: Path) -> None:
     bench = subprocess.Popen(
         [sys.executable, "-m", "askonce_loadtest", "bench", "--quick", "--json"],
@@ -101,15 +106,13 @@ def test_an_interrupt_ends_every_child_and_leaves_nothing(tmp_path: Path) -> Non
     assert bench.returncode == 130
     assert output == b""
     eventually_sync(lambda: not any(map(_runs, children)))
-    assert list(tmp_path.glob(LEFT)) == []
+    assert left_in(tmp_path) == []
 
 
 def _at_work(pid: int) -> list[int]:
     """The bench's children, once they are the store, the model server, a worker and a producer."""
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    if not children.exists() and not Path(f"/proc/{pid}").exists():
-        pytest.skip("needs Linux, to find the children of a process")
-    found = [int(one) for one in children.read_text(encoding="ascii").split()]
+    of_threads = Path(f"/proc/{pid}/task").glob("*/children")
+    found = [int(one) for file in of_threads for one in file.read_text(encoding="ascii").split()]
     return found if len(found) >= 4 else []
 
 
@@ -122,7 +125,7 @@ def _runs(pid: int) -> bool:
 
 
 @asynccontextmanager
-async def crashing(order: Order) -> AsyncIterator[Steps]:
+async def crashing(order: Order) -> AsyncGenerator[Steps]:
     """A role whose one step ends its process without a word."""
 
     async def crash() -> dict[str, float]:
@@ -132,20 +135,25 @@ async def crashing(order: Order) -> AsyncIterator[Steps]:
 
 
 @asynccontextmanager
-async def patient(_: Order) -> AsyncIterator[Steps]:
+async def patient(_: Order) -> AsyncGenerator[Steps]:
     """A role without steps of its own."""
     yield {}
 
 
 async def test_a_child_that_ends_early_is_an_error_whatever_else_is_awaited() -> None:
     order = Order(TINY, "3", "")
-    with pytest.raises(ChildError, match="test_bench:crashing has ended"):
+
+    async def wait_for_the_other() -> None:
         async with child(crashing, order) as dying, child(patient, order) as living:
             used = await living.do("usage")
             assert used["cpu_s"] > 0
             assert used["peak_rss_bytes"] > 1_000_000
-            await dying.do("crash")
+            with pytest.raises(ChildError):
+                await dying.do("crash")
             await eventually(lambda: False)
+
+    with pytest.raises(ChildError, match="test_bench:crashing has ended"):
+        await wait_for_the_other()
 
 
 def test_the_workload_is_repeatable_and_skewed() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import datetime
+import datetime as dt
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -27,15 +27,27 @@ pytestmark = pytest.mark.usefixtures("store")
 
 @pytest.fixture
 async def cache(store_url: str) -> AsyncIterator[AnswerCache]:
-    async with AnswerCache(store_url) as opened:
-        yield opened
+    """An open cache, in a task of its own: what enters a task group must leave it too."""
+    opened, done = asyncio.Event(), asyncio.Event()
+    cache = AnswerCache(store_url)
+
+    async def serve() -> None:
+        async with cache:
+            opened.set()
+            await done.wait()
+
+    task = asyncio.create_task(serve())
+    await eventually(lambda: opened.is_set() or task.done())
+    yield cache
+    done.set()
+    await task
 
 
 @dataclasses.dataclass
 class Verdict:
     label: str
     score: float
-    on: datetime.date
+    on: dt.date
 
 
 class Nested(msgspec.Struct):
@@ -122,8 +134,8 @@ async def test_what_does_not_tell_calls_apart(cache: AnswerCache) -> None:
 @pytest.mark.parametrize(
     ("value", "returns"),
     [
-        (Verdict("spam", 0.5, datetime.date(2026, 11, 21)), Verdict),
-        (Nested([Verdict("a", 1.0, datetime.date(2026, 1, 2))], {"b": 2.0}), Nested),
+        (Verdict("spam", 0.5, dt.date(2026, 11, 21)), Verdict),
+        (Nested([Verdict("a", 1.0, dt.date(2026, 1, 2))], {"b": 2.0}), Nested),
         ((1, "b"), tuple[int, str]),
         ({1: "one"}, dict[int, str]),
         (b"bytes", bytes),
@@ -432,10 +444,10 @@ async def test_a_cached_function(cache: AnswerCache) -> None:
         """What it says."""
         nonlocal count
         count += 1
-        return Verdict(text, len(more) + strict, datetime.date(2026, 11, 21))
+        return Verdict(text, len(more) + strict, dt.date(2026, 11, 21))
 
     first = await verdict("spam")
-    assert first == Verdict("spam", 0, datetime.date(2026, 11, 21))
+    assert first == Verdict("spam", 0, dt.date(2026, 11, 21))
     assert await verdict(text="spam", strict=False) == first  # however it is called
     assert count == 1
     assert (await verdict("spam", strict=True)).score == 1

@@ -1,8 +1,8 @@
 """A proxy between a client and the store that loses, cuts and delays replies: loopback only.
 
 It understands RESP2 framing in both directions, so a fault strikes exactly one command, after the
-server has executed it: that is what "the reply was lost" means. Errors (NOSCRIPT, say) pass
-untouched and do not count.
+server has executed it: that is what "the reply was lost" means. Errors (NOSCRIPT, say) and empty
+replies (a read that timed out) pass untouched and do not count.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Proxy:
             frame = await _read_frame(reader)
             command = commands.popleft()
             fault = None
-            if not frame.startswith(b"-"):
+            if not frame.startswith((b"-", b"*-1", b"$-1")):
                 fault = next((one for one in self._faults if one.strikes(command)), None)
             if fault is not None:
                 if fault.action == "drop":

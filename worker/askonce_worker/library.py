@@ -17,13 +17,13 @@ import functools
 import inspect
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, get_type_hints, overload
 
 import msgspec
 
 from askonce_queue.errors import AskonceError, InvalidJob
+from askonce_queue.host import Host
 from askonce_queue.job import check_envelope
 from askonce_queue.reply import Answer, ErrorInfo, Source
 from askonce_queue.shards import shard_tags
@@ -90,16 +90,17 @@ class AnswerCache:
         self._backend = Backend("calls", _CallModel(), max_calls, DEFAULT_PATIENCE_S)
         self._tasks: dict[tuple[object, ...], Task] = {}
         self._waiting: set[_Ask] = set()
-        self._stack = AsyncExitStack()
+        self._host = Host(self._resolver.running())
 
     async def __aenter__(self) -> Self:
         try:
             await check_store(self._store)
             await check_shards(self._store, self._shards)
-            await self._stack.enter_async_context(self._resolver.running())
+            ended = await self._host.open()
         except BaseException:
             await self._store.aclose()
             raise
+        ended.add_done_callback(self._fail_all)
         _open.append(self)
         return self
 
@@ -111,11 +112,14 @@ class AnswerCache:
     ) -> None:
         _open.remove(self)
         try:
-            await self._stack.__aexit__(kind, error, traceback)
+            await self._host.close()
         finally:
-            for ask in list(self._waiting):
-                ask.failed(ErrorInfo("internal", "the cache was closed"), None)
             await self._store.aclose()
+
+    def _fail_all(self, _ended: object) -> None:
+        """The resolver has ended, because of us or of a fault: nobody waits for ever."""
+        for ask in list(self._waiting):
+            ask.failed(ErrorInfo("internal", "the cache was closed"), None)
 
     @overload
     async def get_or_call(

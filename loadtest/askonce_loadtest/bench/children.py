@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -57,7 +57,7 @@ class Child:
 
 
 @asynccontextmanager
-async def child(role: Role, order: Order) -> AsyncIterator[Child]:
+async def child(role: Role, order: Order) -> AsyncGenerator[Child]:
     """Run `role`, a function of a module, in a child process for the length of a block."""
     path = f"{role.__module__}:{role.__qualname__}"
     async with program(["askonce_loadtest.bench.child", path]) as running:
@@ -66,7 +66,7 @@ async def child(role: Role, order: Order) -> AsyncIterator[Child]:
 
 
 @asynccontextmanager
-async def program(arguments: Sequence[str], *, end_s: float = END_S) -> AsyncIterator[Child]:
+async def program(arguments: Sequence[str], *, end_s: float = END_S) -> AsyncGenerator[Child]:
     """Run `python -m …` for the length of a block, then end it: by end of input, or by its pid.
 
     It has a session of its own: Ctrl-C reaches the bench alone, which then ends its children.

@@ -49,8 +49,11 @@ def bench(
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
             outcome = runner.run(_until_signal(plan, repeat, status.update))
-    except (AskonceError, ChildError, TimeoutError) as error:
-        progress.print(f"[red]the bench failed:[/] {error or 'a measurement took too long'}")
+    except (AskonceError, ChildError) as error:
+        progress.print(f"[red]the bench failed:[/] {error}")
+        raise typer.Exit(1) from error
+    except TimeoutError as error:
+        progress.print(f"[red]the bench failed:[/] nothing came of it for {plan.limit_s:g} s")
         raise typer.Exit(1) from error
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         raise typer.Exit(INTERRUPTED) from error

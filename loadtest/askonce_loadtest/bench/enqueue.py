@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from itertools import islice
 
@@ -29,7 +29,7 @@ async def measure_enqueue(order: Order) -> Figures:
 
 
 @asynccontextmanager
-async def enqueuer(order: Order) -> AsyncIterator[Steps]:
+async def enqueuer(order: Order) -> AsyncGenerator[Steps]:
     """The role of the producer: enqueues all jobs, in batches, as fast as it can."""
     plan = order.plan
     limits = Limits(max_backlog=plan.jobs, max_unread=plan.jobs)

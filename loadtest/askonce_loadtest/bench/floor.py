@@ -9,10 +9,9 @@ no flights, no checks, no counters, no loops. What it shares with the worker are
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
-from typing import Any
 
 import msgspec
 
@@ -24,7 +23,7 @@ from askonce_queue import names, queue_scripts
 from askonce_queue.job import Payload
 from askonce_queue.queue_scripts import LANES, Lane, SettleGroup
 from askonce_queue.reply import Answer, WireReply
-from askonce_queue.scripts import CHUNK, AsyncStore, run
+from askonce_queue.scripts import CHUNK, AsyncStore, run, send
 from askonce_queue.shards import shard_tags
 from askonce_queue.store import connect
 from askonce_worker.pool.intake import ensure_group
@@ -46,7 +45,7 @@ async def measure_floor(order: Order) -> Figures:
 
 
 @asynccontextmanager
-async def floor(order: Order) -> AsyncIterator[Steps]:
+async def floor(order: Order) -> AsyncGenerator[Steps]:
     """The role of the bare worker: answers all jobs in the stream, one batch after the other."""
     lane = Lane(shard_tags(1)[0], "default", LANES[0])
     reads, commands = connect(order.url, role="blocking"), connect(order.url, role="commands")
@@ -73,7 +72,7 @@ async def answer_batch(
     """Do the least for one batch; return how many jobs it had."""
     # 1. Fetch: one XREADGROUP for 500 jobs, its reply as the wire has it.
     group = ("GROUP", names.GROUP, CONSUMER, "COUNT", CHUNK, "STREAMS", lane.stream, ">")
-    reply: Any = await reads.execute_command("XREADGROUP", *group)
+    reply = await send(reads, "XREADGROUP", *group)
     entries: Sequence[tuple[bytes, list[bytes]]] = reply[0][1]
     client = entries[0][1][3].decode()
     replies: list[WireReply] = []

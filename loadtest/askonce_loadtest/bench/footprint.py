@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -57,7 +57,7 @@ class Labeller:
 
 
 @asynccontextmanager
-async def filler(order: Order) -> AsyncIterator[Steps]:
+async def filler(order: Order) -> AsyncGenerator[Steps]:
     """The role of whoever fills the store: through leases and fills, as every answer gets there."""
     prompt = Prompt(labels=LABELS)
     digest = task_digest(model_identity={"kind": "labeller"}, prompt=prompt, normalize=())

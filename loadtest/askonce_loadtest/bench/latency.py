@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -31,7 +31,7 @@ async def measure_latency(order: Order) -> Figures:
 
 
 @asynccontextmanager
-async def paced(order: Order) -> AsyncIterator[Steps]:
+async def paced(order: Order) -> AsyncGenerator[Steps]:
     """The role of the producer: asks every text once, then one job after the other, when due."""
     plan = order.plan
     async with Client(order.url) as client:

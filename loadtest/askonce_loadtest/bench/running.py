@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -94,7 +94,7 @@ async def run_bench(plan: Plan, *, repeat: int, tell: Callable[[str], None]) -> 
 
 
 @asynccontextmanager
-async def prepared(plan: Plan) -> AsyncIterator[Bench]:
+async def prepared(plan: Plan) -> AsyncGenerator[Bench]:
     """An embedded store in a temporary folder and a model server, for the length of a block."""
     latency = ("--latency-ms", str(plan.model_latency_ms))
     with TemporaryDirectory(prefix="askonce-bench-") as folder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from askonce_worker.pool.worker import Worker
 
 
 @asynccontextmanager
-async def worker(order: Order) -> AsyncIterator[Steps]:
+async def worker(order: Order) -> AsyncGenerator[Steps]:
     """Serve the bench's task from the configuration file, until the end of the block."""
     settings = load_settings(Path(order.config))
     async with open_models(settings) as backends:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -81,13 +81,13 @@ class CallerAsk:
         """Take the answer."""
         self._label.set_result(entry.answer.label)
 
-    def failed(self, error: ErrorInfo) -> None:
+    def failed(self, error: ErrorInfo, cause: Exception | None) -> None:  # noqa: ARG002
         """Take the failure."""
         self._label.set_exception(WrongReplyError(f"{error.code}: {error.message}"))
 
 
 @asynccontextmanager
-async def asker(order: Order) -> AsyncIterator[Steps]:
+async def asker(order: Order) -> AsyncGenerator[Steps]:
     """The role of one process of the stampede: its callers ask every cold text, all at once."""
     plan = order.plan
     settings = load_settings(Path(order.config))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from askonce_loadtest.bench.child import Figures, Order, Steps
@@ -41,7 +41,7 @@ async def measure_warm(order: Order, store: AsyncStore) -> Figures:
 
 
 @asynccontextmanager
-async def producer(order: Order) -> AsyncIterator[Steps]:
+async def producer(order: Order) -> AsyncGenerator[Steps]:
     """The role of the producer: asks every text once, then all jobs, as fast as it can."""
     plan = order.plan
     async with Client(order.url) as client:

@@ -37,49 +37,40 @@ async def invalidate(
     *,
     everything: bool = False,
 ) -> Invalidation:
-    """Make all answers with one of `tags`, or `everything`, invalid on all shards.
+    """Make all answers with one of `tags` (at most 500), or `everything`, invalid on all shards.
 
     Never raises for a store that fails: what is not known to be done is in `failures`.
     """
-    result = Invalidation({}, {})
+    if len(tags) > CHUNK:
+        raise ValueError(f"at most {CHUNK} tags at once, not {len(tags)}")
+    calls = [
+        answer_scripts.invalidate(shard, everything=everything, tags=tags) for shard in shard_tags
+    ]
     try:
-        replicas = await _replicas(store)
-        for shard in shard_tags:
-            failure = ""
-            for start in range(0, max(1, len(tags)), CHUNK):
-                part = tags[start : start + CHUNK]
-                call = answer_scripts.invalidate(shard, everything=everything, tags=part)
-                stamp, failure = await _confirmed(store, call.command("EVAL"), replicas)
-                if failure:
-                    break
-                result.stamps[shard] = stamp
-            if failure:
-                result.failures[shard] = failure
+        replicas = int((await store.info("replication")).get("connected_slaves", 0))
+        # WAIT is about what its own connection wrote before: all goes in one pipeline.
+        async with store.pipeline(transaction=False) as pipe:
+            for call in calls:
+                pipe.execute_command(*call.command("EVAL"))
+            if replicas:
+                pipe.execute_command("WAIT", replicas, REPLICA_WAIT_MS)
+            raw = await cast("Awaitable[list[Any]]", pipe.execute(raise_on_error=False))
     except (RedisError, OSError) as error:
-        for shard in shard_tags:
-            if shard not in result.stamps:
-                result.failures.setdefault(shard, f"the store cannot be reached: {error}")
+        return Invalidation({}, dict.fromkeys(shard_tags, f"the store failed: {error}"))
+    unconfirmed = _unconfirmed(raw[-1], replicas) if replicas else ""
+    result = Invalidation({}, {})
+    for shard, stamp in zip(shard_tags, raw, strict=False):
+        if isinstance(stamp, Exception):
+            result.failures[shard] = str(stamp)
+        elif unconfirmed:
+            result.failures[shard] = unconfirmed
+        else:
+            result.stamps[shard] = int(stamp)
     return result
 
 
-async def _confirmed(store: AsyncStore, command: list[Any], replicas: int) -> tuple[int, str]:
-    """The new stamp, and what is wrong with it ('' if nothing is)."""
-    # WAIT is about what its own connection wrote before: both go in one pipeline.
-    async with store.pipeline(transaction=False) as pipe:
-        pipe.execute_command(*command)
-        if replicas:
-            pipe.execute_command("WAIT", replicas, REPLICA_WAIT_MS)
-        stamp, *confirmed = await cast(
-            "Awaitable[list[Any]]", pipe.execute(raise_on_error=False)
-        )
-    for error in (stamp, *confirmed):
-        if isinstance(error, Exception):
-            return 0, str(error)
-    if replicas and int(confirmed[0]) < replicas:
-        return 0, f"{confirmed[0]} of {replicas} replicas confirmed within {REPLICA_WAIT_MS} ms"
-    return int(stamp), ""
-
-
-async def _replicas(store: AsyncStore) -> int:
-    info: dict[str, Any] = await store.info("replication")
-    return int(info.get("connected_slaves", 0))
+def _unconfirmed(confirmed: object, replicas: int) -> str:
+    """What is wrong with the replicas' answer to WAIT; '' if nothing is."""
+    if isinstance(confirmed, int) and confirmed >= replicas:
+        return ""
+    return f"{confirmed} of {replicas} replicas confirmed within {REPLICA_WAIT_MS} ms"

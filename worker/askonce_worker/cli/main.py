@@ -219,6 +219,121 @@ def worker(
     )
 
 
+@app.command(
+    epilog=_examples(
+        "askonce enqueue askonce.toml in.jsonl --task intent",
+        "askonce enqueue askonce.toml in.csv --task intent --reply-to nightly --lane interactive",
+    )
+)
+def enqueue(
+    config: ConfigFile,
+    input_file: InputFile,
+    task: TaskName,
+    reply_to: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default="the task", help="Named reply stream."),
+    ] = None,
+    lane: Annotated[LaneName, typer.Option(help="Which jobs go first.")] = LaneName.BULK,
+    input_format: InputFormat = None,
+    column: Column = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="When the queue is full, wait or end.")
+    ] = True,
+) -> None:
+    """Hand a file to the workers and do not wait for the answers.
+
+    The job id is the line's id, else its number. Replies go to a named reply stream in the store;
+    the command prints its key. Each entry has a field `r` with one reply a line, as JSON. Read it
+    with XREAD and delete what you have read with XDEL; replies come at least once.
+
+    Exit code: 0 all lines enqueued, 1 some were not, 2 usage, configuration or no store.
+    """
+    from askonce_worker.cli import enqueue as command
+
+    raise typer.Exit(
+        command.main(
+            command.Options(
+                config=config,
+                input=input_file,
+                task=task,
+                reply_to=reply_to,
+                lane=lane.value,
+                format=input_format.value if input_format else None,
+                column=column,
+                wait=wait,
+            )
+        )
+    )
+
+
+@app.command(epilog=_examples("askonce stats askonce.toml", "askonce stats askonce.toml --json"))
+def stats(config: ConfigFile, as_json: AsJson = False) -> None:
+    """Show what was answered from where, what waits, and who works.
+
+    Counts are of all workers since the store was set up; workers add to them once a second.
+    """
+    from askonce_worker.cli import stats as command
+
+    raise typer.Exit(command.main(command.Options(config=config, json=as_json)))
+
+
+@app.command(
+    epilog=_examples(
+        "askonce invalidate askonce.toml --task intent",
+        "askonce invalidate askonce.toml --tag policy:2026-11 --tag customer:42",
+        "askonce invalidate askonce.toml --all",
+    )
+)
+def invalidate(
+    config: ConfigFile,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", show_default=False, help="All answers of a task."),
+    ] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TAG", show_default=False, help="All answers with a tag."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All answers.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Accept a task that is not in CONFIG.")
+    ] = False,
+) -> None:
+    """Never serve again what was answered until now.
+
+    What is being asked at this moment is not kept either.
+
+    Exit code: 0 done, 1 incomplete (a shard or replica has not confirmed: repeat it), 2 usage,
+    configuration or no store.
+    """
+    from askonce_worker.cli import invalidate as command
+
+    raise typer.Exit(
+        command.main(
+            command.Options(
+                config=config,
+                tasks=task or [],
+                tags=tag or [],
+                everything=everything,
+                force=force,
+            )
+        )
+    )
+
+
+@app.command(epilog=_examples("askonce doctor askonce.toml", "askonce doctor askonce.toml --json"))
+def doctor(config: ConfigFile, as_json: AsJson = False) -> None:
+    """Check configuration, store, models and prompts; change nothing.
+
+    Each check is ok, a warning, or a failure, and says what to do.
+
+    Exit code: 0 nothing failed, 1 something did, 2 the configuration cannot be read.
+    """
+    from askonce_worker.cli import doctor as command
+
+    raise typer.Exit(command.main(command.Options(config=config, json=as_json)))
+
+
 def main() -> None:
     """Run the command line; ends the process."""
     app(prog_name="askonce")

@@ -1,0 +1,42 @@
+"""The store for commands that only look, or do one thing: opened, and checked without writing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from redis.exceptions import RedisError
+
+from askonce_queue import names
+from askonce_queue.errors import ConfigError, StoreUnavailable
+from askonce_queue.scripts import AsyncStore, send
+from askonce_queue.store import connect
+from askonce_worker.build import open_store
+from askonce_worker.config import Settings
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncGenerator[AsyncStore]:
+    """A client on the configured store. Raises `StoreUnavailable`, and `ConfigError` when the
+    store was set up with another number of shards."""
+    async with open_store(settings) as url:
+        store = connect(url, role="commands", max_connections=4)
+        try:
+            try:
+                recorded = await recorded_shards(store)
+            except (RedisError, OSError) as error:
+                raise StoreUnavailable(f"the store cannot be reached: {error}") from error
+            if recorded not in (None, settings.shards):
+                raise ConfigError(
+                    f"{settings.source.path}: redis.shards: expected {recorded}, as the store was "
+                    f"set up, got {settings.shards}"
+                )
+            yield store
+        finally:
+            await store.aclose()
+
+
+async def recorded_shards(store: AsyncStore) -> int | None:
+    """The number of shards the store was set up with; None: nobody has used it yet."""
+    recorded = await send(store, "HGET", names.META, "shards")
+    return None if recorded is None else int(recorded)

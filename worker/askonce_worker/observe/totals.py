@@ -1,0 +1,170 @@
+"""The state of the fleet, read from the store and nothing else: totals, backlog, workers.
+
+Reads only. Totals are the counters that workers flush (see `counters.py`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, cast
+
+import msgspec
+from redis.exceptions import ResponseError
+
+from askonce_queue import names
+from askonce_queue.queue_scripts import LANES, Lane
+from askonce_queue.scripts import AsyncStore, send
+
+HIT_SOURCES = ("memory", "store", "semantic", "coalesced", "stale")
+"""Where an answer can come from without a model call of its own."""
+WORKER = "*"
+"""The task under which workers count what belongs to no task."""
+
+
+class TaskTotals(msgspec.Struct):
+    """What became of the jobs of one task, or of all, since the store was set up.
+
+    `hits` by source; `misses` were answered by a model call of their own; `errors` got no answer.
+    `model_calls` by reason and `failures` by code count calls, retries included. `hit_rate` is the
+    share of hits in all answers, None without any.
+    """
+
+    hits: dict[str, int]
+    misses: int
+    errors: int
+    model_calls: dict[str, int]
+    failures: dict[str, int]
+    hit_rate: float | None
+
+    @property
+    def answered(self) -> int:
+        return sum(self.hits.values()) + self.misses
+
+
+class LaneState(msgspec.Struct):
+    """The jobs of one lane that are not settled. `pending` are in the hands of workers."""
+
+    backlog: int = 0
+    pending: int = 0
+    oldest_s: float = 0.0
+
+
+class FleetState(msgspec.Struct, kw_only=True):
+    """Everything `askonce stats` shows.
+
+    `jobs` counts how deliveries ended. `answers` are those the store keeps, expired ones included
+    until the server notices.
+    """
+
+    pool: str
+    workers: list[str]
+    total: TaskTotals
+    tasks: dict[str, TaskTotals]
+    jobs: dict[str, int]
+    lanes: dict[str, LaneState]
+    dead_letters: int
+    answers: int
+    store_bytes: int
+    store_max_bytes: int
+
+
+Counts = Counter[tuple[str, str]]
+
+
+async def read_fleet(store: AsyncStore, shard_tags: Sequence[str], pool: str) -> FleetState:
+    """Read the state of one pool. Raises redis-py's errors."""
+    now_s, micros = await send(store, "TIME")
+    now_ms = int(now_s) * 1000 + int(micros) // 1000
+    counts: Counts = Counter()
+    lanes = {lane: LaneState() for lane in LANES}
+    workers: set[str] = set()
+    dead_letters = 0
+    for tag in shard_tags:
+        counts += await _counts(store, tag)
+        workers |= await _alive(store, tag, pool, now_ms)
+        dead_letters += int(await send(store, "XLEN", names.dead(tag, pool)))
+        for lane, state in lanes.items():
+            await _add_lane(store, Lane(tag, pool, lane), state, now_ms)
+    memory: dict[str, Any] = await store.info("memory")
+    return FleetState(
+        pool=pool,
+        workers=sorted(workers),
+        total=_totals(counts),
+        tasks={
+            task: _totals(Counter({key: n for key, n in counts.items() if key[0] == task}))
+            for task in sorted({task for task, _ in counts} - {WORKER})
+        },
+        jobs=_by_prefix(Counter({k: n for k, n in counts.items() if k[0] == WORKER}), "jobs_"),
+        lanes=lanes,
+        dead_letters=dead_letters,
+        answers=await _answers(store),
+        store_bytes=int(memory["used_memory"]),
+        store_max_bytes=int(memory["maxmemory"]),
+    )
+
+
+async def _counts(store: AsyncStore, tag: str) -> Counts:
+    flat: Any = await send(store, "HGETALL", names.stats(tag))
+    counts: Counts = Counter()
+    for field, amount in cast("dict[bytes, bytes]", flat).items():
+        task, _, name = field.decode(errors="replace").rpartition("|")
+        counts[task, name] += int(amount)
+    return counts
+
+
+async def _alive(store: AsyncStore, tag: str, pool: str, now_ms: int) -> set[str]:
+    """The workers whose heartbeat on a shard is not over."""
+    beats: Any = await send(store, "HGETALL", names.beats(tag, pool))
+    return {
+        consumer.decode(errors="replace")
+        for consumer, deadline in cast("dict[bytes, bytes]", beats).items()
+        if int(deadline) >= now_ms
+    }
+
+
+async def _add_lane(store: AsyncStore, lane: Lane, state: LaneState, now_ms: int) -> None:
+    """Add the jobs of one shard to a lane's state."""
+    if backlog := int(await send(store, "XLEN", lane.stream)):
+        state.backlog += backlog
+        first: Any = await send(store, "XRANGE", lane.stream, "-", "+", "COUNT", 1)
+        if first:
+            enqueued_ms = int(bytes(first[0][0]).partition(b"-")[0])
+            state.oldest_s = max(state.oldest_s, round((now_ms - enqueued_ms) / 1000, 1))
+    try:
+        pending: Any = await send(store, "XPENDING", lane.stream, names.GROUP)
+    except ResponseError:
+        return  # no worker has ever served this lane
+    state.pending += int(pending[0])
+
+
+async def _answers(store: AsyncStore) -> int:
+    """How many keys have a TTL in the database in use: only answers do."""
+    database = store.connection_pool.connection_kwargs.get("db", 0) or 0
+    keyspace: dict[str, Any] = await store.info("keyspace")
+    return int(keyspace.get(f"db{database}", {}).get("expires", 0))
+
+
+def _totals(counts: Counts) -> TaskTotals:
+    sums: Counter[str] = Counter()
+    for (task, name), amount in counts.items():
+        if task != WORKER:
+            sums[name] += amount
+    hits = {source: sums[source] for source in HIT_SOURCES}
+    answered = sum(hits.values()) + sums["model"]
+    return TaskTotals(
+        hits=hits,
+        misses=sums["model"],
+        errors=sums["errors"],
+        model_calls=_by_prefix(counts, "calls_"),
+        failures=_by_prefix(counts, "failures_"),
+        hit_rate=round(sum(hits.values()) / answered, 4) if answered else None,
+    )
+
+
+def _by_prefix(counts: Counts, prefix: str) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for (_, name), amount in counts.items():
+        if name.startswith(prefix):
+            found[name.removeprefix(prefix)] += amount
+    return dict(found)
