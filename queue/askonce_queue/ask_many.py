@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
@@ -80,10 +80,13 @@ class AskMany:
             jobs = list(islice(self._jobs, self._part))
             self._exhausted = len(jobs) < self._part
             ids = self._ledger.assign_ids(jobs)
-            self._awaited.update(ids)
+            again = [i for i in ids if i in self._awaited or i in self._arrived]
+            if again or len(set(ids)) < len(ids):
+                raise IdConflict(again or [i for i, n in Counter(ids).items() if n > 1])
+            self._ledger.expect(ids, self._put)
+            self._awaited.update(job_id for job_id in ids if job_id not in self._arrived)
             if self._order is not None:
                 self._order.extend(ids)
-            self._ledger.expect(ids, self._put)
             await self._enqueue(ids, jobs)
 
     async def _enqueue(self, ids: list[str], jobs: list[Job]) -> None:

@@ -99,7 +99,6 @@ class Client:
             with anyio.CancelScope(shield=True):
                 await self._disconnect()
             raise
-        self._ledger.begin_live()
         await self._host.open()
         return self
 
@@ -146,12 +145,11 @@ class Client:
         """
         ids = self._ledger.assign_ids(jobs)
         calls = self._ledger.prepare(ids, jobs, lane=lane, reply_to=reply_to)
-        if reply_to is None:
-            self._ledger.expect(ids, self._inbox_put)
+        new = self._ledger.expect(ids, self._inbox_put) if reply_to is None else set[str]()
         error = await self._send(calls)
         if error is not None:
-            if reply_to is None:
-                for job_id in error.job_ids:
+            for job_id in self._ledger.not_accepted(error, ids):
+                if job_id in new:
                     self._ledger.forget(job_id)
             raise error
         return ids
@@ -179,11 +177,12 @@ class Client:
                     await arrived.wait()
         finally:
             self._ledger.forget(ids[0])
+            for delivered in box:  # also when the caller was cancelled as it came
+                self._ledger.handed(delivered.source)
         if not box:
             raise ReplyTimeout(
                 f"no reply to job {ids[0]} within {timeout_s} s; it stays accepted. Are workers up?"
             )
-        self._ledger.handed(box[0].source)
         return box[0].reply
 
     async def ask_many(
@@ -218,18 +217,22 @@ class Client:
         Begins with those that an earlier client of this name left. A reply counts as handed over
         once the next one is asked for.
         """
-        for early in self._ledger.take_early():
-            self._inbox_put(early)
+        self._ledger.on_early(self._ring)
         while True:
+            self._inbox.extend(self._ledger.take_early())
             while self._inbox:
                 delivered = self._inbox.popleft()
                 yield delivered.reply
                 self._ledger.handed(delivered.source)
-            self._arrived = anyio.Event()
+            if self._arrived.is_set():  # several readers share one event
+                self._arrived = anyio.Event()
             await self._arrived.wait()
 
     def _inbox_put(self, delivered: Delivered) -> None:
         self._inbox.append(delivered)
+        self._ring()
+
+    def _ring(self) -> None:
         self._arrived.set()
 
     async def _send(self, calls: Sequence[Enqueue]) -> QueueFull | IdConflict | None:

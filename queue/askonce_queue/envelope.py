@@ -69,8 +69,8 @@ def read_envelope(entry_id: bytes, fields: list[bytes] | None) -> Envelope:
     envelope.payload = given.get(b"p", b"")
     if given.get(b"v") != VERSION:
         envelope.problem = f"envelope version {given.get(b'v')!r} is not known here"
-    elif not envelope.job_id:
-        envelope.problem = "the envelope has no job id"
+    elif not envelope.job_id or not envelope.client:
+        envelope.problem = "the envelope has no job id or no client"
     elif not envelope.payload:
         envelope.problem = "the envelope has no payload"
     return envelope

@@ -45,17 +45,19 @@ class QueueFull(AskonceError):
 
 
 class IdConflict(AskonceError):
-    """A job id is in use by an unsettled job with another content.
+    """A job id is in use by an unsettled job with another content, or awaited by another caller.
 
-    `job_ids` names the conflicting jobs; every other job of the call was accepted.
+    `conflicting` names those jobs. `job_ids` names all that were not accepted: these, and any that
+    did not fit (see `QueueFull`); every other job of the call was accepted.
     """
 
-    def __init__(self, job_ids: Sequence[str]) -> None:
-        self.job_ids = tuple(job_ids)
-        shown = ", ".join(self.job_ids[:SHOWN]) + (" …" if len(self.job_ids) > SHOWN else "")
+    def __init__(self, conflicting: Sequence[str], refused: Sequence[str] = ()) -> None:
+        self.conflicting = tuple(conflicting)
+        self.job_ids = (*self.conflicting, *refused)
+        shown = ", ".join(self.conflicting[:SHOWN])
+        more = " …" if len(self.conflicting) > SHOWN else ""
         super().__init__(
-            f"job id(s) already in use with another content: {shown}. "
-            "Choose other ids, or wait for the replies."
+            f"job id(s) already in use: {shown}{more}. Choose other ids, or wait for the replies."
         )
 
 

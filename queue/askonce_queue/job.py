@@ -78,8 +78,8 @@ def encode_payload(job: Job, max_bytes: int = MAX_JOB_BYTES) -> bytes:
             f"the job has {len(payload)} bytes, more than the limit of {max_bytes}: shorten it"
         )
     if job.id is not None and not valid_name(job.id, MAX_ID_CHARS):
-        raise InvalidJob(f"job ids are 1 to {MAX_ID_CHARS} printable characters: {job.id[:40]!r}")
-    if job.tenant or job.tags:
+        raise InvalidJob(f"job ids are 1 to {MAX_ID_CHARS} printable characters: {job.id!r:.60}")
+    if job.tenant != "" or job.tags != ():
         check_envelope(job.tenant, job.tags)
     return payload
 
@@ -99,15 +99,15 @@ def _check_numbers(value: Any) -> None:
 
 def check_envelope(tenant: str, tags: tuple[str, ...]) -> None:
     """Check tenant and tags of a job; raises `InvalidJob`."""
-    if tenant and not valid_name(tenant, MAX_TENANT_CHARS):
+    if tenant != "" and not valid_name(tenant, MAX_TENANT_CHARS):
         raise InvalidJob(f"tenants are at most {MAX_TENANT_CHARS} printable characters")
     if len(tags) > MAX_TAGS:
         raise InvalidJob(f"a job has at most {MAX_TAGS} tags, this one has {len(tags)}")
     for tag in tags:
         if not valid_name(tag, MAX_TAG_CHARS):
-            raise InvalidJob(f"tags are 1 to {MAX_TAG_CHARS} printable characters: {tag[:40]!r}")
+            raise InvalidJob(f"tags are 1 to {MAX_TAG_CHARS} printable characters: {tag!r:.60}")
 
 
-def valid_name(name: str, max_chars: int) -> bool:
+def valid_name(name: object, max_chars: int) -> bool:
     """Whether `name` can stand in an envelope: printable, so no line break and no surrogate."""
-    return 0 < len(name) <= max_chars and name.isprintable()
+    return isinstance(name, str) and 0 < len(name) <= max_chars and name.isprintable()

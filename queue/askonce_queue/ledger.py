@@ -13,8 +13,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-import msgspec
-
 from askonce_queue import queue_scripts
 from askonce_queue.envelope import NAMED
 from askonce_queue.errors import ClientNameInUse, IdConflict, InvalidJob, QueueFull
@@ -76,19 +74,25 @@ class Ledger:
             raise InvalidJob(f"client names match {CLIENT_NAME.pattern}, this one is {name!r}")
         self.tags = shard_tags(shards)
         self.duplicates = 0
-        """Replies that nobody waits for, because their job was handed its one reply before."""
+        """Replies that were dropped, because their job was handed its one reply before."""
         self.unreadable = 0
-        """Entries in the reply streams that are not replies."""
+        """Lines in the reply streams that are not replies."""
         self._pool = pool
         self._limits = limits
         self._counter = itertools.count(1)
         self._next_shard = itertools.cycle(range(shards))
         self._awaited: dict[str, Mailbox] = {}
         self._early: dict[str, Delivered] = {}
-        self._live = False
+        self._own_ids = f"-{self.token}-"
+        self._done: dict[str, None] = {}
+        self._on_early: Callable[[], None] = lambda: None
         self._left: dict[tuple[str, bytes], int] = {}
         self._sizes: dict[tuple[str, bytes], int] = {}
         self._handed: defaultdict[str, list[tuple[bytes, int]]] = defaultdict(list)
+
+    def on_early(self, tell: Callable[[], None]) -> None:
+        """Call `tell` when there are replies that nobody has asked for yet."""
+        self._on_early = tell
 
     @property
     def outstanding(self) -> int:
@@ -180,68 +184,83 @@ class Ledger:
                     elif letter == "c":
                         conflicts.append(job_id)
         if conflicts:
-            return IdConflict(conflicts)
+            return IdConflict(conflicts, full)
         return QueueFull(full, reason) if full else None
+
+    @staticmethod
+    def not_accepted(error: QueueFull | IdConflict, ids: Sequence[str]) -> set[str]:
+        """The ids of a call of which no job was accepted: an id may stand in it twice."""
+        given = Counter(ids)
+        return {i for i, count in Counter(error.job_ids).items() if count == given[i]}
 
     # Replies
 
-    def expect(self, job_ids: Sequence[str], mailbox: Mailbox) -> None:
+    def expect(self, job_ids: Sequence[str], mailbox: Mailbox) -> set[str]:
         """Send the replies of jobs to `mailbox`; those that are here already (resumed), at once.
 
-        Raises `IdConflict` for jobs that somebody else waits for: each is handed one reply.
+        Returns the ids that were not awaited before. Raises `IdConflict`, and changes nothing, for
+        jobs that somebody else waits for: each is handed one reply.
         """
         awaited = self._awaited
-        taken = [
-            job_id for job_id in job_ids if awaited.get(job_id, mailbox) != mailbox
-        ] + _repeated(job_ids)
+        taken = [job_id for job_id in job_ids if awaited.get(job_id, mailbox) != mailbox]
         if taken:
             raise IdConflict(taken)
-        for job_id in job_ids:
+        new = {job_id for job_id in job_ids if job_id not in awaited}
+        for job_id in new:
             awaited[job_id] = mailbox
-        if self._early:
-            for job_id in job_ids:
-                early = self._early.pop(job_id, None)
-                if early is not None:
-                    del awaited[job_id]
-                    mailbox(early)
-
-    def awaits(self, job_id: str) -> bool:
-        """Whether the reply of a job has yet to come."""
-        return job_id in self._awaited
+            if self._early and job_id in self._early:
+                del awaited[job_id]
+                mailbox(self._early.pop(job_id))
+        return new
 
     def forget(self, job_id: str) -> None:
         """Nobody waits for this job any more: it was not accepted, or its caller has left."""
-        self._awaited.pop(job_id, None)
+        if self._awaited.pop(job_id, None) is not None:
+            self._note_done(job_id)
+
+    def _note_done(self, job_id: str) -> None:
+        """Remember that the caller's id has had its reply, so that a second one is known as such.
+
+        A job is replied once, but an enqueue that was re-sent after its job had settled is a job
+        again. Our own ids say so themselves.
+        """
+        if self._own_ids not in job_id:
+            self._done[job_id] = None
+            if len(self._done) > self._limits.max_unread:
+                del self._done[next(iter(self._done))]
 
     def receive(self, tag: str, entry_id: bytes, lines: bytes) -> None:
         """Read one entry of the reply stream of a shard and send its replies where they belong.
 
-        An entry that no worker of ours wrote is counted as unreadable and deleted.
+        A reply that nobody awaits is of a job that an earlier client of this name enqueued, and
+        waits to be asked for; or it is the second to a job of ours, and dropped. Lines that are
+        not replies are counted and dropped.
         """
         source = (tag, entry_id)
-        try:
-            replies = decode_replies(lines)
-        except (ValueError, msgspec.MsgspecError):
-            replies = []
+        replies, unreadable = decode_replies(lines)
+        self.unreadable += unreadable
+        size = len(replies) + unreadable
         if not replies:
-            self.unreadable += 1
-            self._handed[tag].append((entry_id, 0))
+            self._handed[tag].append((entry_id, size))
             return
-        self._left[source] = self._sizes[source] = len(replies)
+        self._left[source], self._sizes[source] = len(replies), size
         awaited = self._awaited
         for reply in replies:
             mailbox = awaited.pop(reply.id, None)
             if mailbox is not None:
+                if self._own_ids not in reply.id:
+                    self._note_done(reply.id)
                 mailbox(Delivered(reply, source))
-            elif not self._live and reply.id not in self._early:
-                self._early[reply.id] = Delivered(reply, source)
-            else:
+            elif self._is_double(reply.id):
                 self.duplicates += 1
                 self.handed(source)
+            else:
+                self._early[reply.id] = Delivered(reply, source)
+        if self._early:
+            self._on_early()
 
-    def begin_live(self) -> None:
-        """The replies that an earlier incarnation left are read; from now on unknown is double."""
-        self._live = True
+    def _is_double(self, job_id: str) -> bool:
+        return job_id in self._done or job_id in self._early or self._own_ids in job_id
 
     def take_early(self) -> list[Delivered]:
         """Replies of an earlier incarnation that nobody has asked for, once."""
@@ -279,9 +298,3 @@ class Ledger:
 def reply_lines(fields: Sequence[bytes]) -> bytes:
     """The replies in the fields of an entry of a reply stream; empty when it is none of ours."""
     return dict(zip(fields[::2], fields[1::2], strict=False)).get(b"r", b"")
-
-
-def _repeated(job_ids: Sequence[str]) -> list[str]:
-    if len(set(job_ids)) == len(job_ids):
-        return []
-    return [job_id for job_id, count in Counter(job_ids).items() if count > 1]

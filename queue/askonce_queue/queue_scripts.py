@@ -22,6 +22,8 @@ _CLAIM_NAME = Script("claim_name", allow_oom=True)
 _RELEASE_NAME = Script("release_name", allow_oom=True)
 _HAND_OVER = Script("hand_over", allow_oom=True)
 _COUNT_SOLO = Script("count_solo", allow_oom=True)
+_RECORD_SHARDS = Script("record_shards", allow_oom=True)
+_ENSURE_GROUP = Script("ensure_group", allow_oom=True)
 _SWEEP_RECORDS = Script("sweep_records", allow_oom=True)
 _SWEEP_CLIENTS = Script("sweep_clients", allow_oom=True)
 
@@ -59,6 +61,14 @@ class SettleGroup(NamedTuple):
 def owner_of(address: str) -> str:
     """The client that must still exist for a reply to be kept: none for a named stream."""
     return "" if address.startswith("@") else address
+
+
+def record_shards(shards: int) -> Call:
+    return Call(_RECORD_SHARDS, [names.META], [shards])
+
+
+def ensure_group(lane: Lane) -> Call:
+    return Call(_ENSURE_GROUP, [lane.stream], [names.GROUP])
 
 
 def enqueue(
@@ -178,9 +188,9 @@ def hand_over(tag: str, client: str, entries: Sequence[tuple[bytes, int]]) -> Ca
     return Call(_HAND_OVER, [names.replies(tag, client), names.owed(tag)], args)
 
 
-def count_solo(lane: Lane, entry_id: bytes) -> Call:
+def count_solo(lane: Lane, entry_id: bytes, token: str) -> Call:
     key = names.solo(lane.tag, lane.pool)
-    return Call(_COUNT_SOLO, [key], [solo_field(lane, entry_id)])
+    return Call(_COUNT_SOLO, [key], [solo_field(lane, entry_id), token])
 
 
 def solo_field(lane: Lane, entry_id: bytes) -> str:

@@ -60,15 +60,19 @@ class Answer(msgspec.Struct, omit_defaults=True, frozen=True):
 
 
 class ErrorInfo(msgspec.Struct, frozen=True):
-    """Why a job has no answer: a stable `code` and a message for people."""
+    """Why a job has no answer: a stable `code` and a message for people.
 
-    code: ErrorCode
+    `code` is one of `ErrorCode`, or one that a newer worker knows.
+    """
+
+    code: str
     message: str
 
 
 class Reply(msgspec.Struct, omit_defaults=True, kw_only=True):
     """The one reply to a job: `answer` or `error`, never both, never neither.
 
+    `source` is one of `Source`, or one that a newer worker knows; None for an error.
     `age_s` is the age of the answer, in seconds by the store's clock (0 when it is new).
     `took_ms` runs from enqueue to settle, by the clocks of store and worker.
     """
@@ -76,7 +80,7 @@ class Reply(msgspec.Struct, omit_defaults=True, kw_only=True):
     id: str
     answer: Answer | None = None
     error: ErrorInfo | None = None
-    source: Source | None = None
+    source: str | None = None
     age_s: float = 0.0
     took_ms: int = 0
 
@@ -101,6 +105,16 @@ def encode_replies(replies: list[WireReply]) -> bytes:
     return _reply_encoder.encode_lines(replies)
 
 
-def decode_replies(lines: bytes) -> list[Reply]:
-    """Read NDJSON replies. Raises `msgspec.DecodeError` when a line is not a reply."""
-    return _reply_decoder.decode_lines(lines)
+def decode_replies(lines: bytes) -> tuple[list[Reply], int]:
+    """Read NDJSON replies: those that are replies, and how many lines are not."""
+    try:
+        return _reply_decoder.decode_lines(lines), 0
+    except (ValueError, msgspec.MsgspecError):
+        replies: list[Reply] = []
+        given = [line for line in lines.split(b"\n") if line.strip()]
+        for line in given:
+            try:
+                replies.append(_reply_decoder.decode(line))
+            except (ValueError, msgspec.MsgspecError):
+                continue
+        return replies, len(given) - len(replies)

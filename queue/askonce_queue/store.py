@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import hiredis
@@ -24,8 +23,9 @@ from redis.exceptions import DataError, RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
-from askonce_queue import names
 from askonce_queue.errors import ConfigError, StoreUnavailable
+from askonce_queue.queue_scripts import record_shards
+from askonce_queue.scripts import run, run_sync
 from askonce_queue.shards import MAX_SHARDS
 
 if TYPE_CHECKING:
@@ -147,13 +147,19 @@ async def check_shards(client: redis.asyncio.Redis, shards: int) -> None:
 
     With another number, jobs and answers would be looked for where they are not.
     """
-    key, field = names.META.decode(), "shards"
-    await client.hsetnx(key, field, str(shards))
-    recorded = await cast("Awaitable[bytes | None]", client.hget(key, field))
-    if recorded is None or int(recorded) != shards:
+    _compare_shards(shards, await run(client, record_shards(shards)))
+
+
+def check_shards_sync(client: redis.Redis, shards: int) -> None:
+    """`check_shards` on a synchronous client."""
+    _compare_shards(shards, run_sync(client, record_shards(shards)))
+
+
+def _compare_shards(shards: int, recorded: bytes) -> None:
+    if int(recorded) != shards:
         raise ConfigError(
             f"[redis] shards is {shards}, but this store was set up with "
-            f"{(recorded or b'?').decode()}: use that number, or an empty database"
+            f"{recorded.decode()}: use that number, or an empty database"
         )
 
 

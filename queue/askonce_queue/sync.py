@@ -33,7 +33,7 @@ from askonce_queue.ledger import (
 )
 from askonce_queue.reply import Reply
 from askonce_queue.scripts import CHUNK, Arg, run_sync, send_sync
-from askonce_queue.store import connect_sync
+from askonce_queue.store import check_shards_sync, connect_sync
 
 BLOCK_S = 0.5
 READ_COUNT = 200
@@ -43,7 +43,7 @@ READ_COUNT = 200
 class Client:
     """`askonce_queue.Client` without asyncio. One thread (or greenlet) at a time uses it.
 
-    Raises on entry: `StoreUnavailable`, `ClientNameInUse`.
+    Raises on entry: `StoreUnavailable`, `ClientNameInUse`, `ConfigError` (another shard count).
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Client:
 
     def __enter__(self) -> Self:
         try:
+            check_shards_sync(self._commands, len(self._ledger.tags))
             self._renew_name()
             while self._read_once(0.0):
                 pass
@@ -78,7 +79,6 @@ class Client:
         except BaseException:
             self._disconnect()
             raise
-        self._ledger.begin_live()
         return self
 
     def __exit__(
@@ -107,12 +107,11 @@ class Client:
         """Enqueue jobs; return their ids, in order. Raises as `Client.enqueue_many`."""
         ids = self._ledger.assign_ids(jobs)
         calls = self._ledger.prepare(ids, jobs, lane=lane, reply_to=reply_to)
-        if reply_to is None:
-            self._ledger.expect(ids, self._inbox.append)
+        new = self._ledger.expect(ids, self._inbox.append) if reply_to is None else set[str]()
         error = self._send(calls)
         if error is not None:
-            if reply_to is None:
-                for job_id in error.job_ids:
+            for job_id in self._ledger.not_accepted(error, ids):
+                if job_id in new:
                     self._ledger.forget(job_id)
             raise error
         return ids
@@ -145,9 +144,9 @@ class Client:
         """Yield replies to enqueued jobs, and those an earlier client of this name left, until
         none comes for `timeout_s` (None: for ever).
         """
-        self._inbox.extend(self._ledger.take_early())
         deadline = _deadline(timeout_s)
         while True:
+            self._inbox.extend(self._ledger.take_early())
             while self._inbox:
                 delivered = self._inbox.popleft()
                 yield delivered.reply

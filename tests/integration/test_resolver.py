@@ -696,7 +696,7 @@ async def test_what_was_called_uncacheable_is_asked_by_everyone(
         token=token,
         lease_ms=1000,
         max_new_leases=1,
-        max_attempts=4,
+        max_deaths=4,
         digests=[key],
         asker_tags=[""],
     )

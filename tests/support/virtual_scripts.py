@@ -81,7 +81,7 @@ class VirtualShard:
                 token=token,
                 lease_ms=lease_ms,
                 max_new_leases=max_new_leases,
-                max_attempts=max_attempts,
+                max_deaths=max_attempts,
                 digests=digests,
                 asker_tags=[tags] * len(digests) if isinstance(tags, str) else tags,
             )

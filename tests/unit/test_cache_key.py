@@ -23,12 +23,12 @@ MODEL = {"kind": "openai", "base_url": "http://a/v1", "model": "m"}
 OUT_PARAMS = [*OUT_OF_KEY, *(name.replace("*", "any") for name in OUT_HEADERS)]
 
 SCALARS = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-9, 9) | st.text(max_size=5)
+# Hypothesis draws constants from the code under test, too: no name here has a meaning to the key.
+NAMES = st.text(max_size=5).filter(lambda name: name not in OUT_OF_KEY)
 JSON_VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8
+    SCALARS, lambda inner: st.lists(inner) | st.dictionaries(NAMES, inner), max_leaves=8
 )
-PARAMS = st.dictionaries(
-    st.text(max_size=5).filter(lambda name: name not in OUT_OF_KEY), JSON_VALUES
-)
+PARAMS = st.dictionaries(NAMES, JSON_VALUES)
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -160,7 +160,7 @@ def test_params_share_a_key_exactly_when_they_are_equal(
     assert (key(params=one) == key(params=other)) == (canonical(one) == canonical(other))
 
 
-@given(st.text(min_size=1, max_size=20).map(lambda name: f"{name}-of-tomorrow"), JSON_VALUES)
+@given(st.text().map(lambda name: f"new-{name}"), JSON_VALUES)
 def test_an_unknown_param_changes_the_key(name: str, value: Any) -> None:
     assert key(params={name: value}) != key()
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
 
 import anyio
 import msgspec
@@ -17,6 +18,7 @@ import structlog
 from askonce_queue.answer_scripts import Release
 from askonce_queue.errors import StoreUnavailable
 from askonce_queue.reply import Answer, ErrorInfo
+from askonce_worker.cache.entry import encode_body, encode_json
 from askonce_worker.cache.store_tier import StoreTier
 from askonce_worker.flights import Flight, FlightEnd
 from askonce_worker.landing import Landing
@@ -27,6 +29,14 @@ from askonce_worker.observe.counters import Counters
 REMEMBER_ATTEMPTS_S = 60.0
 
 log = structlog.get_logger("askonce.calls")
+
+
+class NewAnswer(NamedTuple):
+    """An answer that can be replied and kept: encoded both ways, before anybody relies on it."""
+
+    answer: Answer
+    json: msgspec.Raw
+    body: bytes
 
 
 class Calls:
@@ -44,7 +54,7 @@ class Calls:
         leases: Leases,
         landing: Landing,
         counters: Counters,
-        answered: Callable[[Flight, Answer], None],
+        answered: Callable[[Flight, NewAnswer], None],
         ask_again: Callable[[Flight], None],
     ) -> None:
         self._tier = tier
@@ -83,12 +93,14 @@ class Calls:
                 self._answered(flight, answer)
                 return
 
-    async def _ask(self, flight: Flight, reason: str) -> Answer:
+    async def _ask(self, flight: Flight, reason: str) -> NewAnswer:
         task = flight.task
         self._counters.count(task.name, "model_calls")
         self._counters.count(task.name, f"calls_{reason}")
         try:
-            return await task.backend.model.ask(task.prompt, flight.question)
+            answer = await _in_a_task_of_its_own(
+                task.backend.model.ask(task.prompt, flight.question)
+            )
         except ModelFailure as failure:
             self._counters.count(task.name, f"failures_{failure.code}")
             log.info(
@@ -101,17 +113,15 @@ class Calls:
                 error=failure.message,
             )
             raise
-        except anyio.get_cancelled_exc_class():
-            this = asyncio.current_task()
-            if this is None or this.cancelling():
-                raise
-            # Nobody cancelled this flight: the model's own code gave up. Its waiters must hear.
-            raise TransientFailure("model_failed", "the model cancelled itself") from None
         except Exception as error:
             # A fault of a model's own code must not take its worker along.
             log.exception("model raised", task=task.name, model=task.backend.name)
             message = f"{type(error).__name__}: {error}"
             raise TransientFailure("model_failed", message) from error
+        try:
+            return NewAnswer(answer, encode_json(answer), encode_body(answer))
+        except (ValueError, TypeError, OverflowError, msgspec.MsgspecError) as error:
+            raise Rejection("unparsable", f"the answer is not JSON: {error}") from error
 
     async def _may_try_again(self, flight: Flight, *, alone: bool) -> bool:
         """Count the next attempt where everyone can see it; False when the lease was lost."""
@@ -156,3 +166,15 @@ class Calls:
             await self._tier.release({flight.shard: [release]})
         except StoreUnavailable:
             log.warning("a lease could not be given back: it runs out", task=flight.task.name)
+
+
+async def _in_a_task_of_its_own(call: Coroutine[Any, Any, Answer]) -> Answer:
+    """Run a model's code where it can cancel nothing but itself; it is cancelled with us."""
+    task = asyncio.create_task(call)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        this = asyncio.current_task()
+        if task.cancelled() and this is not None and not this.cancelling():
+            raise TransientFailure("model_failed", "the model cancelled itself") from None
+        raise

@@ -15,10 +15,10 @@ import structlog
 
 from askonce_queue.answer_scripts import Fill, Release
 from askonce_queue.errors import StoreUnavailable
-from askonce_queue.reply import Answer
 from askonce_queue.scripts import CHUNK
-from askonce_worker.cache.entry import Entry, encode_body
+from askonce_worker.cache.entry import MOST_TAG_BYTES, Entry
 from askonce_worker.cache.store_tier import StoreTier
+from askonce_worker.calls import NewAnswer
 from askonce_worker.clock import Clock
 from askonce_worker.flights import Flight, FlightEnd
 from askonce_worker.landing import Landing
@@ -31,7 +31,7 @@ _ENDS = {"f": FlightEnd.FILLED, "x": FlightEnd.FENCED, "i": FlightEnd.INVALIDATE
 
 class _Finished(NamedTuple):
     flight: Flight
-    answer: Answer
+    new: NewAnswer
 
 
 class Fills:
@@ -45,9 +45,9 @@ class Fills:
         self._finished: list[_Finished] = []
         self._bell = anyio.Event()
 
-    def put(self, flight: Flight, answer: Answer) -> None:
+    def put(self, flight: Flight, new: NewAnswer) -> None:
         """Take the answer of a flight."""
-        self._finished.append(_Finished(flight, answer))
+        self._finished.append(_Finished(flight, new))
         self._bell.set()
 
     async def run(self) -> None:
@@ -62,11 +62,15 @@ class Fills:
     async def _write(self, batch: Sequence[_Finished]) -> None:
         by_shard: defaultdict[int, list[_Finished]] = defaultdict(list)
         for finished in batch:
-            if self._leases.may_fill(finished.flight):
-                by_shard[finished.flight.shard].append(finished)
+            flight = finished.flight
+            if not self._leases.may_fill(flight):
+                self._land(finished, FlightEnd.FENCED if flight.leased_once else FlightEnd.UNKEPT)
+            elif len(flight.tag_text) > MOST_TAG_BYTES:
+                # An entry must name all tags that can take it back, or not be.
+                await self._give_back(flight.shard, [finished])
+                self._land(finished, FlightEnd.UNKEPT)
             else:
-                leased = finished.flight.leased_once
-                self._land(finished, FlightEnd.FENCED if leased else FlightEnd.UNKEPT)
+                by_shard[flight.shard].append(finished)
         if not by_shard:
             return
         try:
@@ -82,7 +86,6 @@ class Fills:
                 await self._give_back(shard, group)
             letters = result[1] if result else "u" * len(group)
             for finished, letter in zip(group, letters, strict=True):
-                self._leases.drop(finished.flight)
                 self._land(finished, _ENDS.get(letter, FlightEnd.UNKEPT))
 
     async def _give_back(self, shard: int, group: Sequence[_Finished]) -> None:
@@ -96,8 +99,10 @@ class Fills:
 
     def _land(self, finished: _Finished, end: FlightEnd) -> None:
         flight, now = finished.flight, self._clock.monotonic()
+        self._leases.drop(flight)
         entry = Entry(
-            finished.answer,
+            finished.new.answer,
+            finished.new.json,
             born=now,
             built=flight.built,
             kept=now + flight.task.memory_ttl_s,
@@ -111,5 +116,4 @@ def _fill(finished: _Finished) -> Fill:
     flight = finished.flight
     assert flight.token is not None
     ttl_ms = int(flight.task.ttl_s * 1000)
-    tags = "\n".join(sorted(flight.tags))
-    return Fill(flight.key, flight.token, ttl_ms, ttl_ms, tags, encode_body(finished.answer))
+    return Fill(flight.key, flight.token, ttl_ms, ttl_ms, flight.tag_text, finished.new.body)

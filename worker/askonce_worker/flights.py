@@ -27,6 +27,8 @@ class FlightEnd(enum.Enum):
     """The model answered and the answer is kept."""
     FENCED = "fenced"
     """The model answered, but the lease was lost meanwhile: replied, not kept."""
+    MERGED = "merged"
+    """The lease was lost before an answer came; those who waited joined a newer flight."""
     INVALIDATED = "invalidated"
     """The model answered, but a tag was invalidated meanwhile: replied, not kept."""
     UNKEPT = "unkept"
@@ -85,12 +87,14 @@ class Flight:
         "backoff_s",
         "began",
         "built",
+        "busy_since",
         "busy_token",
         "flying",
         "key",
         "landed",
         "lease_until",
         "leased_once",
+        "looked_up",
         "question",
         "shard",
         "tags",
@@ -111,6 +115,9 @@ class Flight:
         self.backoff_s = 0.0
         self.attempt = 1
         self.busy_token: bytes | None = None
+        self.busy_since = now
+        self.looked_up = 0
+        """How many of the asks had joined when the store was asked last."""
         self.waits_for_slot = False
         self.flying = False
         self.landed = False
@@ -130,6 +137,28 @@ class Flight:
         self.takeover = lease.takeover
         self.leased_once = True
         self.flying = True
+
+    @property
+    def tag_text(self) -> str:
+        """The tags of all who wait, as scripts take them: joined by line breaks."""
+        return "\n".join(self.tags)
+
+    def note_busy(self, token: bytes, now: float) -> None:
+        """Another leader computes it; patience begins anew with each."""
+        if token != self.busy_token:
+            self.busy_token = token
+            self.busy_since = now
+
+    def split_late(self) -> list[Ask]:
+        """Take out the asks that joined after the last look-up with tags it did not check."""
+        checked, joined = self.asks[: self.looked_up], self.asks[self.looked_up :]
+        tags = {tag for ask in checked for tag in (ask.task.tag, *ask.tags)}
+        late: list[Ask] = []
+        for ask in joined:
+            known = ask.task.tag in tags and tags.issuperset(ask.tags)
+            (checked if known else late).append(ask)
+        self.asks = checked
+        return late
 
     def join(self, ask: Ask) -> None:
         """Let one more ask wait; the answer will carry its tags too."""

@@ -57,6 +57,12 @@ class Landing:
         for ask in flight.asks:
             ask.failed(error, cause)
 
+    def merge(self, flight: Flight, newer: Flight) -> None:
+        """Those who wait for `flight` wait for `newer`, of the same key, instead."""
+        self._end(flight, FlightEnd.MERGED)
+        for ask in flight.asks:
+            newer.join(ask)
+
     def _end(self, flight: Flight, end: FlightEnd) -> None:
         assert not flight.landed, "a flight lands once"
         flight.landed = True

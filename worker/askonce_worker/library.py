@@ -24,7 +24,7 @@ import msgspec
 
 from askonce_queue.errors import AskonceError, InvalidJob
 from askonce_queue.host import Host
-from askonce_queue.job import check_envelope
+from askonce_queue.job import MAX_TAG_CHARS, check_envelope, valid_name
 from askonce_queue.reply import Answer, ErrorInfo, Source
 from askonce_queue.shards import shard_tags
 from askonce_queue.store import check_shards, check_store, connect
@@ -90,6 +90,7 @@ class AnswerCache:
         self._backend = Backend("calls", _CallModel(), max_calls, DEFAULT_PATIENCE_S)
         self._tasks: dict[tuple[object, ...], Task] = {}
         self._waiting: set[_Ask] = set()
+        self._opened = False
         self._host = Host(self._resolver.running())
 
     async def __aenter__(self) -> Self:
@@ -101,6 +102,7 @@ class AnswerCache:
             await self._store.aclose()
             raise
         ended.add_done_callback(self._fail_all)
+        self._opened = True
         _open.append(self)
         return self
 
@@ -110,6 +112,7 @@ class AnswerCache:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._opened = False
         _open.remove(self)
         try:
             await self._host.close()
@@ -175,6 +178,10 @@ class AnswerCache:
         Raises what `call` raised, `CallFailed` for a failure elsewhere, `InvalidJob` for a key or
         tag that cannot be used, `TypeError` for a value that is not JSON.
         """
+        if not self._opened:
+            raise AskonceError("this AnswerCache is not open: use it inside `async with`")
+        if not valid_name(name, MAX_TAG_CHARS):
+            raise InvalidJob(f"names are 1 to {MAX_TAG_CHARS} printable characters: {name!r:.60}")
         check_envelope(tenant, tuple(tags))
         task = self._task(name, version, ttl_s, memory_ttl_s, remember_failure_s)
         question = _CallQuestion(params={"key": key}, call=call)
@@ -185,8 +192,10 @@ class AnswerCache:
             entry, source, age_s = await ask.outcome
         finally:
             self._waiting.discard(ask)
+        # Each caller gets a value of its own: what one does to it is nothing to the others.
+        stored = msgspec.to_builtins(entry.answer.value)
         try:
-            value = msgspec.convert(entry.answer.value, returns)
+            value = msgspec.convert(stored, returns)
         except msgspec.ValidationError as error:
             raise TypeError(
                 f"the cached value of {name!r} is not a {returns}: {error}; "

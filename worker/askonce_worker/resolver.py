@@ -52,6 +52,7 @@ class Resolver:
         lease_ttl_s: float = 10.0,
         lease_renew_s: float = 3.0,
         stamp_bound_s: float = 0.5,
+        max_deaths: int = 3,
         counters: Counters | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
@@ -64,11 +65,13 @@ class Resolver:
         self.memory: MemoryTier[Entry] = MemoryTier(memory_bytes)
         self.stamps = Stamps(store, shard_tags, clock, stamp_bound_s)
         self.flights = Flights()
-        self._tier = StoreTier(store, shard_tags, clock, rng, lease_ttl_s=lease_ttl_s)
+        self._tier = StoreTier(
+            store, shard_tags, clock, rng, lease_ttl_s=lease_ttl_s, max_deaths=max_deaths
+        )
         self.leases = Leases(self._tier, clock, self.counters, renew_s=lease_renew_s)
-        landing = Landing(self.flights, self.memory, clock, self.counters)
+        self._landing = landing = Landing(self.flights, self.memory, clock, self.counters)
         self._fills = Fills(self._tier, clock, self.leases, landing)
-        self._room = WaitingRoom(self._tier, clock, rng, landing, self._take_off)
+        self._room = WaitingRoom(self._tier, clock, rng, landing, self._take_off, self.resolve)
         self._calls = Calls(
             self._tier,
             rng,
@@ -103,18 +106,20 @@ class Resolver:
 
     def _join_or_begin(self, ask: Ask, now: float) -> None:
         flight = self.flights.get(ask.key)
-        if flight is not None and self._may_join(flight, ask):
+        if flight is not None and self._may_join(flight, ask, now):
             flight.join(ask)
             return
         flight = Flight(ask, shard_of_digest(ask.key, self._shards), now)
         self.flights.register(flight)
         self._room.enter(flight)
 
-    def _may_join(self, flight: Flight, ask: Ask) -> bool:
+    def _may_join(self, flight: Flight, ask: Ask, now: float) -> bool:
         """A flight begun before an invalidation answers nobody who came after it."""
-        if flight.token is None:
+        if not flight.flying:
             return True
-        return self.stamps.valid(flight.shard, flight.built, tuple(flight.tags), ask.tags)
+        return self.stamps.seen(flight.shard, now) and self.stamps.valid(
+            flight.shard, flight.built, flight.tags, ask.tags
+        )
 
     def _take_off(self, flight: Flight) -> None:
         assert self._tasks is not None, "the resolver is not running"
@@ -127,9 +132,14 @@ class Resolver:
             self._room.slot_freed(flight.task.backend)
 
     def _ask_again(self, flight: Flight) -> None:
-        flight.flying = False
-        flight.busy_token = flight.busy_token or b""
-        self._room.enter(flight)
+        """The lease is another's now: wait for its answer, with those who came later."""
+        newer = self.flights.get(flight.key)
+        if newer is None or newer is flight:
+            flight.flying = False
+            flight.note_busy(b"", self._clock.monotonic())
+            self._room.enter(flight)
+        else:
+            self._landing.merge(flight, newer)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Resolver]:

@@ -8,6 +8,10 @@ from askonce_worker.cache.key import KeyMaker
 from askonce_worker.models.protocol import Model, Prompt
 from askonce_worker.models.retry import RetryPolicy
 
+LEAST_TTL_S = 0.001
+MOST_TTL_S = 10 * 365 * 86_400.0
+"""Bounds of a TTL: the store counts in ms, and a slip of the unit should not pass for for-ever."""
+
 
 class Backend:
     """A model with its free flight slots: no worker holds leases that it cannot fly."""
@@ -64,6 +68,11 @@ class Task:
         remember_rejection_s: float = 60.0,
         remember_exhausted_s: float = 5.0,
     ) -> None:
+        for what, seconds in (("ttl_s", ttl_s), ("memory_ttl_s", memory_ttl_s)):
+            if not LEAST_TTL_S <= seconds <= MOST_TTL_S:
+                raise ValueError(
+                    f"{what} must be from {LEAST_TTL_S} to {MOST_TTL_S:.0f} s, not {seconds}"
+                )
         self.name = name
         self.tag = f"task:{name}"
         self.backend = backend

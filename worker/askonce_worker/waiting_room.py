@@ -13,7 +13,7 @@ import itertools
 import math
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import anyio
 import structlog
@@ -31,7 +31,7 @@ from askonce_worker.cache.store_tier import (
     Uncacheable,
 )
 from askonce_worker.clock import Clock
-from askonce_worker.flights import Flight, FlightEnd
+from askonce_worker.flights import Ask, Flight, FlightEnd
 from askonce_worker.landing import Landing
 from askonce_worker.tasks import Backend
 
@@ -48,7 +48,7 @@ class WaitingRoom:
     """All flights of a process that have neither answer nor lease yet.
 
     `take_off` is called with a flight that may be computed here; its slot is already taken, and
-    comes back through `slot_freed`.
+    comes back through `slot_freed`. `resolve` takes asks that need another look.
     """
 
     def __init__(
@@ -58,12 +58,14 @@ class WaitingRoom:
         rng: random.Random,
         landing: Landing,
         take_off: Callable[[Flight], None],
+        resolve: Callable[[Sequence[Ask]], None],
     ) -> None:
         self._tier = tier
         self._clock = clock
         self._rng = rng
         self._landing = landing
         self._take_off = take_off
+        self._resolve = resolve
         self._due_now: list[Flight] = []
         self._later: list[tuple[float, int, Flight]] = []
         self._sequence = itertools.count()
@@ -151,28 +153,32 @@ class WaitingRoom:
     def _batch(self, flights: list[Flight]) -> Batch:
         """Reserve the slots and describe the look-up of flights of one shard and one model."""
         backend = flights[0].task.backend
+        for flight in flights:
+            flight.looked_up = len(flight.asks)
         reserved = min(max(0, backend.free_slots), len(flights))
         backend.in_flight += reserved
         return Batch(
             flights[0].shard,
             [flight.key for flight in flights],
-            ["\n".join(flight.tags) for flight in flights],
+            [flight.tag_text for flight in flights],
             [flight.task.memory_ttl_s for flight in flights],
             reserved,
-            flights[0].task.retry.max_attempts,
         )
 
     def _sort(self, flight: Flight, result: Result) -> bool:
         """Send a flight where its result says; whether it took off."""
         match result:
             case Hit(entry):
+                late = flight.split_late()
                 self._landing.hit(flight, entry)
+                if late:
+                    self._resolve(late)
             case Leased():
                 flight.hold(result)
                 self._take_off(flight)
                 return True
             case Busy(token):
-                flight.busy_token = token
+                flight.note_busy(token, self._clock.monotonic())
                 self._ask_later(flight, LONGEST_BACKOFF_S)
             case Free():
                 if not flight.waits_for_slot:
@@ -196,7 +202,7 @@ class WaitingRoom:
             if (
                 flight.busy_token is not None
                 and not (flight.landed or flight.flying)
-                and now - flight.began > backend.patience_s
+                and now - flight.busy_since > backend.patience_s
                 and backend.free_slots > 0
             ):
                 backend.in_flight += 1

@@ -43,11 +43,11 @@ for i = 1, count do
   local field, record, verdict = fields[i], known[i] or here[fields[i]], nil
   if record then
     local old_lane, old_id = string.match(record, '^([^/]*)/(.*)$')
-    if old_lane ~= lane then
-      verdict = 'c'
-    else
-      local found = redis.call('XRANGE', KEYS[1], old_id, old_id)
-      if found[1] then verdict = same(at, found[1][2]) and 's' or 'c' end
+    -- The other lanes' streams are of the same slot: their keys end in another lane.
+    local stream = string.sub(KEYS[1], 1, -#lane - 1) .. old_lane
+    local found = redis.call('XRANGE', stream, old_id, old_id)
+    if found[1] then
+      verdict = old_lane == lane and same(at, found[1][2]) and 's' or 'c'
     end
   end
   if not verdict then

@@ -17,7 +17,7 @@ for i = 1, #KEYS - 4 do
   local lease = redis.call('HGET', KEYS[3], digest)
   local letter = 'x'
   if lease and inv and string.sub(lease, 1, 16) == ARGV[at + 1] then
-    local _, _, built = struct.unpack('<c16ddB', lease)
+    local _, _, built = struct.unpack('<c16dd', lease)
     letter = built >= base and 'f' or 'i'
     if built < inv and letter == 'f' then
       for tag in string.gmatch(tags, '[^\n]+') do

@@ -26,6 +26,8 @@ from askonce_queue.reply import Answer, Usage
 
 HEADER = struct.Struct("<BBddddH")
 VERSION = 1
+MOST_TAG_BYTES = 60_000
+"""Longest text of tags in a header; an answer with more askers' tags than that is not kept."""
 MEMORY_OVERHEAD_BYTES = 400
 """What an entry takes in a worker beside its JSON and key, measured with tracemalloc."""
 
@@ -53,6 +55,7 @@ class Entry:
     def __init__(
         self,
         answer: Answer,
+        json: msgspec.Raw,
         *,
         born: float,
         built: float,
@@ -62,7 +65,7 @@ class Entry:
         stale: bool = False,
     ) -> None:
         self.answer = answer
-        self.json = msgspec.Raw(_json.encode(answer))
+        self.json = json
         self.born = born
         self.built = built
         self.kept = kept
@@ -81,8 +84,16 @@ _pack = msgspec.msgpack.Encoder()
 _unpack = msgspec.msgpack.Decoder(StoredAnswer)
 
 
+def encode_json(answer: Answer) -> msgspec.Raw:
+    """The answer as replies carry it. Raises as `encode_body`."""
+    return msgspec.Raw(_json.encode(answer))
+
+
 def encode_body(answer: Answer) -> bytes:
-    """The body of an entry. `value` must be a JSON value."""
+    """The body of an entry.
+
+    Raises `ValueError`, `TypeError`, `OverflowError` or `MsgspecError` for what is not JSON.
+    """
     usage = answer.usage
     return _pack.encode(
         StoredAnswer(
@@ -122,8 +133,10 @@ def decode_entry(
     end = HEADER.size + tag_bytes
     tags = data[HEADER.size : end].decode()
     fresh_s = (fresh - now_ms) / 1000
+    answer = decode_body(data[end:])
     return Entry(
-        decode_body(data[end:]),
+        answer,
+        encode_json(answer),
         born=monotonic - max(0.0, now_ms - created) / 1000,
         built=built,
         kept=monotonic + min(memory_ttl_s, fresh_s),

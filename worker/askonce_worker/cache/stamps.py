@@ -8,7 +8,7 @@ shard was seen within `bound_s`, so an invalidation reaches every worker within 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import anyio
 import structlog
@@ -49,8 +49,12 @@ class Stamps:
             shard, entry.built, entry.tags, asker_tags
         )
 
+    def seen(self, shard: int, now: float) -> bool:
+        """Whether a shard was looked at within the bound."""
+        return now - self._seen_at[shard] <= self._bound_s
+
     def valid(
-        self, shard: int, built: float, tags: Sequence[str], asker_tags: Sequence[str]
+        self, shard: int, built: float, tags: Collection[str], asker_tags: Collection[str]
     ) -> bool:
         """The validity rule of `look_up.lua`, on what was last seen; nothing is, at first."""
         if built >= self._inv[shard]:

@@ -78,11 +78,14 @@ class Batch(NamedTuple):
     asker_tags: Sequence[str]
     memory_ttls_s: Sequence[float]
     max_new_leases: int
-    max_attempts: int
 
 
 class StoreTier:
-    """Answers and leases of all shards. `lease_ttl_s` is how long a lease holds unrenewed."""
+    """Answers and leases of all shards.
+
+    `lease_ttl_s` is how long a lease holds unrenewed; a question over which `max_deaths` leaders
+    died is refused for as long as its last lease is not swept.
+    """
 
     def __init__(
         self,
@@ -92,11 +95,13 @@ class StoreTier:
         rng: random.Random,
         *,
         lease_ttl_s: float,
+        max_deaths: int = 3,
     ) -> None:
         self._store = store
         self._shard_tags = shard_tags
         self._clock = clock
         self.lease_ttl_s = lease_ttl_s
+        self._max_deaths = max_deaths
         self._lease_ms = int(lease_ttl_s * 1000)
         self._token_prefix = rng.randbytes(8)
         self._tokens = itertools.count(1)
@@ -110,7 +115,7 @@ class StoreTier:
                 token=token,
                 lease_ms=self._lease_ms,
                 max_new_leases=batch.max_new_leases,
-                max_attempts=batch.max_attempts,
+                max_deaths=self._max_deaths,
                 digests=batch.keys,
                 asker_tags=batch.asker_tags,
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import statistics
-import sys
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import aiohttp
 import anyio
 import msgspec
+import typer
 from redis.exceptions import RedisError
 from rich.console import Console
 from rich.text import Text
@@ -99,7 +99,7 @@ def _configuration(path: Path, tasks: int, models: int) -> Check:
 def _show(checks: list[Check], *, as_json: bool) -> None:
     if as_json:
         report = Report(all(check.status != "fail" for check in checks), checks)
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(report)).decode() + "\n")
+        typer.echo(msgspec.json.format(msgspec.json.encode(report)))
         return
     console = Console(highlight=False)
     width = max(len(check.name) for check in checks)

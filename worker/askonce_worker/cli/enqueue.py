@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
+import typer
 
 from askonce_queue.client import Client
 from askonce_queue.envelope import NAMED
@@ -52,6 +53,7 @@ class Progress:
     waited: bool = False
 
     def refuse(self, line: str) -> None:
+        """Count a line that was not enqueued; the first few are shown."""
         self.refused.append(line)
         if len(self.refused) <= MOST_SHOWN:
             say(line)
@@ -95,12 +97,9 @@ async def _enqueue(
     rng = random.Random()
     pause_s, longest_s = FULL_RETRY_S
     while left:
+        jobs = list(left.values())
         try:
-            jobs = list(left.values())
-            progress.enqueued += len(
-                await client.enqueue_many(jobs, lane=options.lane, reply_to=stream)
-            )
-            return
+            ids = await client.enqueue_many(jobs, lane=options.lane, reply_to=stream)
         except QueueFull as full:
             progress.enqueued += len(left) - len(full.job_ids)
             left = {job_id: left[job_id] for job_id in full.job_ids}
@@ -116,6 +115,9 @@ async def _enqueue(
             for job_id in conflict.job_ids:
                 progress.refuse(f"id {job_id!r}: in use by another job that is not answered yet")
                 del left[job_id]
+        else:
+            progress.enqueued += len(ids)
+            return
 
 
 def _job(record: Record, batch: dict[str, Job], progress: Progress) -> Job | None:
@@ -145,6 +147,6 @@ def _report(settings: Settings, stream: str, progress: Progress) -> None:
         say(f"{len(progress.refused):,} lines refused")
     if progress.full is not None:
         say(f"the queue is full: {progress.full.reason}; the rest was not enqueued")
-    print(f"{progress.enqueued:,} jobs enqueued")
+    typer.echo(f"{progress.enqueued:,} jobs enqueued")
     for tag in shard_tags(settings.shards):
-        print(f"replies: {replies(tag, NAMED + stream).decode()}")
+        typer.echo(f"replies: {replies(tag, NAMED + stream).decode()}")

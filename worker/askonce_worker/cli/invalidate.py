@@ -6,6 +6,8 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+import typer
+
 from askonce_queue.job import MAX_TAG_CHARS, valid_name
 from askonce_queue.shards import shard_tags
 from askonce_worker.cache.invalidation import Invalidation, invalidate
@@ -60,10 +62,10 @@ def _report(what: str, settings: Settings, done: Invalidation) -> None:
     shards = len(done.stamps) + len(done.failures)
     if done.complete:
         bound_s = settings.worker.stamp_bound_s
-        print(f"invalidated: {what} ({shards} of {shards} shards confirmed)")
-        print(f"running workers follow within {bound_s:g} s")
+        typer.echo(f"invalidated: {what} ({shards} of {shards} shards confirmed)")
+        typer.echo(f"running workers follow within {bound_s:g} s")
         return
-    print(f"incomplete: {what} ({len(done.stamps)} of {shards} shards confirmed)")
+    typer.echo(f"incomplete: {what} ({len(done.stamps)} of {shards} shards confirmed)")
     for shard, reason in done.failures.items():
         say(f"shard {shard}: {reason}")
     say("run it again until it is complete; repeating it is harmless")

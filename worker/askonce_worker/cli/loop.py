@@ -1,7 +1,7 @@
 """Running a command: its event loop, its signals, its exit code.
 
-    0  done                                  1  done, but something was not as it should be
-    2  usage, configuration, no store        128 + n  ended by signal n (Ctrl-C: 130)
+0  done                                  1  done, but something was not as it should be
+2  usage, configuration, no store        128 + n  ended by signal n (Ctrl-C: 130)
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 import uvloop
 from redis.exceptions import RedisError
@@ -46,6 +47,7 @@ class Signals:
         self._count = 0
 
     def arrived(self, number: int) -> None:
+        """Act on a signal."""
         self._count += 1
         if self._count == 1:
             self.received = number
@@ -78,7 +80,9 @@ def run(command: Command) -> int:
 
 def say(line: str) -> None:
     """Tell the user something on stderr."""
-    print(f"askonce: {line}", file=sys.stderr, flush=True)
+    # Not typer.echo: a progress bar has put itself in the place of sys.stderr.
+    sys.stderr.write(f"askonce: {line}\n")
+    sys.stderr.flush()
 
 
 async def _with_signals(command: Command) -> int:
@@ -107,6 +111,7 @@ def _known(error: BaseException) -> AskonceError | Failed | None:
     if isinstance(error, RedisError):
         return Failed(f"the store failed: {error}")
     if isinstance(error, BaseExceptionGroup):
-        known = [_known(inner) for inner in error.exceptions]
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        known = [_known(inner) for inner in group.exceptions]
         return None if None in known else known[0]
     return None

@@ -7,12 +7,22 @@ Those modules are imported when their command runs: `askonce --help` waits for n
 
 from __future__ import annotations
 
-import enum
 import importlib.metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from askonce_worker.cli.arguments import (
+    AsJson,
+    Column,
+    ConfigFile,
+    InputFile,
+    InputFormat,
+    LaneName,
+    LogStyle,
+    TaskName,
+)
 
 
 def _examples(*commands: str) -> str:
@@ -35,53 +45,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Format(enum.StrEnum):
-    """Of an input file."""
-
-    JSONL = "jsonl"
-    CSV = "csv"
-
-
-class LogStyle(enum.StrEnum):
-    """Of the logs on stderr."""
-
-    CONSOLE = "console"
-    JSON = "json"
-
-
-class LaneName(enum.StrEnum):
-    """Of the queue's two lanes."""
-
-    INTERACTIVE = "interactive"
-    BULK = "bulk"
-
-
-ConfigFile = Annotated[
-    Path, typer.Argument(metavar="CONFIG", show_default=False, help="Configuration file (TOML).")
-]
-InputFile = Annotated[
-    Path,
-    typer.Argument(
-        metavar="INPUT",
-        show_default=False,
-        help="A JSON object a line with 'text' or 'messages' and optionally 'id'; or CSV with a "
-        "header; '-' for stdin.",
-    ),
-]
-TaskName = Annotated[
-    str,
-    typer.Option("--task", metavar="NAME", show_default=False, help="A task of the configuration."),
-]
-InputFormat = Annotated[
-    Format | None, typer.Option("--format", show_default="by the file's name")
-]
-Column = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="CSV column of the input.", show_default="text"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def _print_version(wanted: bool) -> None:

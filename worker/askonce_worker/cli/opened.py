@@ -17,8 +17,10 @@ from askonce_worker.config import Settings
 
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncGenerator[AsyncStore]:
-    """A client on the configured store. Raises `StoreUnavailable`, and `ConfigError` when the
-    store was set up with another number of shards."""
+    """A client on the configured store.
+
+    Raises `StoreUnavailable`, and `ConfigError` when it was set up with another number of shards.
+    """
     async with open_store(settings) as url:
         store = connect(url, role="commands", max_connections=4)
         try:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from askonce_queue.reply import ErrorInfo, Reply, Source, Usage
+from askonce_queue.reply import ErrorInfo, Reply, Usage
 from askonce_worker.cli.loop import Failed
 from askonce_worker.cli.records import Record
 
@@ -30,7 +30,7 @@ class OutputLine(msgspec.Struct, omit_defaults=True, kw_only=True):
     label: str | None = None
     score: float | None = None
     scores: dict[str, float] | None = None
-    source: Source | None = None
+    source: str | None = None
     age_s: float | None = None
     model: str | None = None
     usage: Usage | None = None
@@ -173,7 +173,9 @@ class Output:
     def _failed(self, error: OSError) -> Failed:
         if isinstance(error, BrokenPipeError):
             return Failed("the reader of the output is gone", 1)
-        rest = f"; what is written is in {self.partial}: go on with --resume" if self.partial else ""
+        rest = (
+            f"; what is written is in {self.partial}: go on with --resume" if self.partial else ""
+        )
         return Failed(f"cannot write {self.path}: {error.strerror}{rest}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -23,7 +23,7 @@ EVERY_S = 0.2
 
 
 @asynccontextmanager
-async def shown(console: Console, tally: Tally, size: int | None) -> AsyncIterator[None]:
+async def shown(console: Console, tally: Tally, size: int | None) -> AsyncGenerator[None]:
     """Show the progress of `tally` for the length of a block, if `console` is a terminal.
 
     How far it is, is measured in bytes of input (`size`; None for a pipe): nobody has to count the

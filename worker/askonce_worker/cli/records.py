@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
 
@@ -83,7 +83,7 @@ def read_csv(lines: Iterable[Line], task: str, column: str | None) -> Iterator[R
     unread: list[int] = []
     rows = csv.reader(_text_of(lines, unread))
     try:
-        header = next(rows, [])
+        header = next(rows, cast("list[str]", []))
     except csv.Error as error:
         raise Failed(f"the CSV's header cannot be read: {error}") from error
     at = _column(header, column)

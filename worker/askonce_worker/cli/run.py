@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,12 +107,12 @@ async def _ask(
 
 
 @asynccontextmanager
-async def _worker(settings: Settings, url: str, signals: Signals) -> AsyncIterator[Worker]:
+async def _worker(settings: Settings, url: str, signals: Signals) -> AsyncGenerator[Worker]:
     """A worker in this process and on this event loop."""
     cancel, drain_s = signals.stop, settings.worker.drain_s
 
     def stop() -> None:
-        say(f"stopping; jobs under way have {drain_s:g} s to finish (again: none)")
+        say(f"stopping; jobs under way have {drain_s:g} s to finish; again to stop now")
         cancel()
 
     def hurry() -> None:
@@ -132,9 +132,7 @@ async def _open_client(
     stack: AsyncExitStack, settings: Settings, url: str, name: str | None
 ) -> Client:
     """The client of this output; waits for the name if a killed run still holds it."""
-    limits = Limits(
-        max_backlog=settings.worker.max_backlog, max_unread=settings.worker.max_unread
-    )
+    limits = Limits(max_backlog=settings.worker.max_backlog, max_unread=settings.worker.max_unread)
     give_up_at = anyio.current_time() + NAME_WAIT_S
     told = False
     while True:
@@ -148,7 +146,9 @@ async def _open_client(
             if anyio.current_time() > give_up_at:
                 raise
             if not told:
-                say(f"waiting up to {NAME_WAIT_S:.0f} s for the run before this one to be forgotten")
+                say(
+                    f"waiting up to {NAME_WAIT_S:.0f} s for the run before this one to be forgotten"
+                )
                 told = True
             await anyio.sleep(0.25)
 

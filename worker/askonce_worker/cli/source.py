@@ -145,9 +145,7 @@ class Source:
         self._begun_at = self._offset
         self._put(loop, batch)
 
-    def _put(
-        self, loop: asyncio.AbstractEventLoop, item: Batch | BaseException | None
-    ) -> None:
+    def _put(self, loop: asyncio.AbstractEventLoop, item: Batch | BaseException | None) -> None:
         try:
             loop.call_soon_threadsafe(self._arrive, item)
         except RuntimeError as error:  # the loop is closed

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -37,7 +38,7 @@ async def _run(options: Options, _signals: Signals) -> int:
     async with opened(settings) as store:
         state = await read_fleet(store, shard_tags(settings.shards), settings.worker.pool)
     if options.json:
-        print(msgspec.json.format(msgspec.json.encode(state)).decode())
+        typer.echo(msgspec.json.format(msgspec.json.encode(state)))
         return loop.OK
     console = Console()
     console.print(_tasks_table(state))
@@ -59,7 +60,7 @@ def _tasks_table(state: FleetState) -> Table:
             f"{totals.answered:,}",
             *(f"{totals.hits[source]:,}" for source in shown),
             f"{totals.misses:,}",
-            f"{totals.hit_rate:.1%}" if totals.hit_rate is not None else "–",
+            f"{totals.hit_rate:.1%}" if totals.hit_rate is not None else "-",
             f"{sum(totals.model_calls.values()):,}",
             f"{totals.errors:,}",
             style=style,

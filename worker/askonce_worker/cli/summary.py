@@ -32,12 +32,14 @@ class Tally:
         return self.sources.total() - self.sources["model"]
 
     def reply(self, reply: Reply) -> None:
+        """Count a job that was answered or failed."""
         if reply.error is not None:
             self.errors[reply.error.code] += 1
         else:
             self.sources[reply.source or "model"] += 1
 
     def bad_line(self, error: ErrorInfo) -> None:
+        """Count a line that was never asked."""
         self.errors[error.code] += 1
 
     def summary(self, *, model_calls: int, resumed: int, resumed_errors: int) -> Summary:

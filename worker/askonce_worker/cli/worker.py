@@ -94,21 +94,21 @@ async def _supervise(
     """Have others be the workers; hold the embedded store for them."""
     command = [sys.executable, "-m", "askonce_worker", "worker", str(options.config.absolute())]
     command += ["--log", style, "--supervised", *(["--burst"] if options.burst else [])]
+    supervisor = Supervisor(
+        command,
+        options.processes,
+        burst=options.burst,
+        silence_s=notify.watchdog_s(),
+        on_ready=lambda: notify.notify(notify.READY),
+    )
+
+    def stop() -> None:
+        notify.notify(notify.STOPPING)
+        supervisor.stop()
+
     async with open_store(settings), anyio.create_task_group() as tasks:
-        supervisor = Supervisor(
-            command,
-            options.processes,
-            burst=options.burst,
-            silence_s=notify.watchdog_s(),
-            on_ready=lambda: notify.notify(notify.READY),
-        )
-
-        def stop() -> None:
-            notify.notify(notify.STOPPING)
-            supervisor.stop()
-
         signals.stop, signals.hurry = stop, supervisor.stop
         tasks.start_soon(notify.show_life_forever)
-        code = await supervisor.run()
+        await supervisor.run()
         tasks.cancel_scope.cancel()
-    return code
+    return supervisor.exit_code

@@ -39,6 +39,7 @@ class TaskTotals(msgspec.Struct):
 
     @property
     def answered(self) -> int:
+        """Jobs that got an answer."""
         return sum(self.hits.values()) + self.misses
 
 

@@ -67,6 +67,8 @@ class Decoder:
                 and len(fields) == _PLAIN_LENGTH
                 and (fields[0], fields[2], fields[4], fields[6]) == _PLAIN_FIELDS
                 and fields[1] == VERSION
+                and fields[3]
+                and fields[5]
                 and 0 < len(fields[7]) <= most
             ):
                 try:

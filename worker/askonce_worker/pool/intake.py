@@ -16,8 +16,8 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from askonce_queue import names
-from askonce_queue.queue_scripts import Lane
-from askonce_queue.scripts import CHUNK, AsyncStore, send
+from askonce_queue.queue_scripts import Lane, ensure_group
+from askonce_queue.scripts import CHUNK, AsyncStore, run, send
 from askonce_worker.clock import Clock
 from askonce_worker.pool.beat import Beat
 from askonce_worker.pool.decode import Decoder, Entry
@@ -32,15 +32,6 @@ STRAY_IDLE_MS = 5_000
 """Younger deliveries can be a reply still on its way."""
 
 log = structlog.get_logger("askonce.intake")
-
-
-async def ensure_group(store: AsyncStore, lane: Lane) -> None:
-    """Create a lane's stream and group, from 0: settled entries are gone, nothing comes twice."""
-    try:
-        await send(store, "XGROUP", "CREATE", lane.stream, names.GROUP, "0", "MKSTREAM")
-    except ResponseError as error:
-        if "BUSYGROUP" not in str(error):
-            raise
 
 
 class Intake:
@@ -102,7 +93,7 @@ class Intake:
         try:
             if self._recover:
                 for lane in self._lanes.values():
-                    await ensure_group(self._commands, lane)
+                    await run(self._commands, ensure_group(lane))
                     await self._take_strays(lane, idle_ms=0)
                 self._recover = False
             elif self._clock.monotonic() >= self._strays_due:
@@ -114,7 +105,7 @@ class Intake:
             if not str(error).startswith("NOGROUP"):
                 raise
             for lane in self._lanes.values():
-                await ensure_group(self._commands, lane)
+                await run(self._commands, ensure_group(lane))
             return
         for stream, entries in fetched:
             self.accept(self._lanes[stream], entries)

@@ -137,5 +137,6 @@ class Reclaim:
                 await self._store.hdel(names.solo(lane.tag, lane.pool).decode(), field)
 
     async def _is_poison(self, lane: Lane, entry_id: bytes) -> bool:
-        before = await run(self._store, queue_scripts.count_solo(lane, entry_id))
+        call = queue_scripts.count_solo(lane, entry_id, self._beat.consumer)
+        before = await run(self._store, call)
         return int(before) >= self._poison_limit

@@ -41,7 +41,7 @@ class _Slot:
         self.ready = False
         self.seen_at = 0.0
 
-    def send(self, number: int) -> None:
+    def send(self, number: signal.Signals) -> None:
         if self.process is not None and self.process.returncode is None:
             try:
                 self.process.send_signal(number)
@@ -75,7 +75,8 @@ class Supervisor:
         self._stop = anyio.Event()
         self._piloted = anyio.Event()
         self._once_ready = False
-        self._exit_code = 0
+        self.exit_code = 0
+        """2 when no worker could ever start."""
 
     def stop(self) -> None:
         """Have every worker drain; called again: faster (each call sends one SIGTERM)."""
@@ -84,13 +85,12 @@ class Supervisor:
         for slot in self._slots:
             slot.send(signal.SIGTERM)
 
-    async def run(self) -> int:
-        """Supervise until the end; return 0, or 2 when no worker could ever start."""
+    async def run(self) -> None:
+        """Supervise until the end."""
         with tempfile.TemporaryDirectory(prefix="askonce-") as folder:
             async with anyio.create_task_group() as tasks:
                 for slot in self._slots:
                     tasks.start_soon(self._keep, slot, Path(folder, str(slot.index)))
-        return self._exit_code
 
     async def _keep(self, slot: _Slot, address: Path) -> None:
         """Keep one slot filled, and listen to what its processes say."""
@@ -115,7 +115,7 @@ class Supervisor:
             if self._stop.is_set():
                 return
             if code == UNUSABLE and not self._piloted.is_set():
-                self._exit_code = code  # it has said why
+                self.exit_code = code  # it has said why
                 self.stop()
                 return
             if self._clock.monotonic() - began >= STEADY_S:
@@ -149,12 +149,13 @@ class Supervisor:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._watch, slot)
-                code = await process.wait()
+                await process.wait()
                 tasks.cancel_scope.cancel()
-            return code
         finally:
             with anyio.CancelScope(shield=True):
                 await process.aclose()
+        assert process.returncode is not None, "it has ended"
+        return process.returncode
 
     async def _watch(self, slot: _Slot) -> None:
         """Kill a process that was ready and has fallen silent."""

@@ -33,7 +33,7 @@ from askonce_worker.pool.decode import Decoder
 from askonce_worker.pool.delivery import DeliveryEnd
 from askonce_worker.pool.gate import Gate
 from askonce_worker.pool.held import Held
-from askonce_worker.pool.intake import BLOCK_MS, Intake, ensure_group
+from askonce_worker.pool.intake import BLOCK_MS, Intake
 from askonce_worker.pool.outbox import Outbox
 from askonce_worker.pool.reclaim import Reclaim
 from askonce_worker.pool.sweep import Sweep
@@ -87,6 +87,7 @@ class Worker:
             lease_ttl_s=config.lease_ttl_s,
             lease_renew_s=config.lease_renew_s,
             stamp_bound_s=config.stamp_bound_s,
+            max_deaths=config.max_leader_deaths,
             counters=self.counters,
             clock=self._clock,
             rng=self._rng,
@@ -128,7 +129,7 @@ class Worker:
             await check_store(self._commands)
             await check_shards(self._commands, self._shards)
             for lane in self.lanes:
-                await ensure_group(self._commands, lane)
+                await run(self._commands, queue_scripts.ensure_group(lane))
             async with self.resolver.running(), anyio.create_task_group() as tasks:
                 intakes = self._start(tasks)
                 log.info("worker started", consumer=self.consumer, shards=self._shards)

@@ -1,0 +1,54 @@
+"""Arguments and options that several commands of `askonce` share."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Format(enum.StrEnum):
+    """Of an input file."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+class LogStyle(enum.StrEnum):
+    """Of the logs on stderr."""
+
+    CONSOLE = "console"
+    JSON = "json"
+
+
+class LaneName(enum.StrEnum):
+    """Of the queue's two lanes."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", show_default=False, help="Configuration file (TOML).")
+]
+InputFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="INPUT",
+        show_default=False,
+        help="A JSON object a line with 'text' or 'messages' and optionally 'id'; or CSV with a "
+        "header; '-' for stdin.",
+    ),
+]
+TaskName = Annotated[
+    str,
+    typer.Option("--task", metavar="NAME", show_default=False, help="A task of the configuration."),
+]
+InputFormat = Annotated[Format | None, typer.Option("--format", show_default="by the file's name")]
+Column = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="CSV column of the input.", show_default="text"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
