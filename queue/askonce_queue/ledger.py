@@ -210,6 +210,7 @@ class Ledger:
             awaited[job_id] = mailbox
             if self._early and job_id in self._early:
                 del awaited[job_id]
+                self._note_done(job_id)
                 mailbox(self._early.pop(job_id))
         return new
 
@@ -263,9 +264,11 @@ class Ledger:
         return job_id in self._done or job_id in self._early or self._own_ids in job_id
 
     def take_early(self) -> list[Delivered]:
-        """Replies of an earlier incarnation that nobody has asked for, once."""
-        early, self._early = list(self._early.values()), {}
-        return early
+        """Replies to an earlier client of this name that nobody has asked for, once."""
+        early, self._early = self._early, {}
+        for job_id in early:
+            self._note_done(job_id)
+        return list(early.values())
 
     def handed(self, source: tuple[str, bytes]) -> None:
         """A caller has one reply of an entry; the last one makes the entry deletable."""

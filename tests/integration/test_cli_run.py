@@ -12,6 +12,7 @@ import pytest
 
 from askonce_queue.job import MAX_JOB_BYTES
 from tests.support.askonce_command import TIMEOUT_S, Askonce, end
+from tests.support.waiting import eventually_sync
 
 Line = dict[str, Any]
 
@@ -149,7 +150,7 @@ def test_stdin_and_stdout(askonce: Askonce) -> None:
 
 
 def test_csv_from_stdin(askonce: Askonce) -> None:
-    given = "text\nhello\nhello, world\n"
+    given = 'text\nhello\n"hello, world"\n'
     args = ["run", "askonce.toml", "-", "--task", "size", "--out", "-"]
     for how in (["--column", "text"], ["--format", "csv"]):
         done = askonce(*args, *how, stdin=given)
@@ -206,7 +207,9 @@ def test_an_old_output_stays_until_the_new_one_is_complete(askonce: Askonce) -> 
         assert process.poll() is None, askonce.said()
     assert (askonce.folder / "out.jsonl").read_text() == "old\n"
     done = askonce.run("in.jsonl", code=2)  # meanwhile
-    assert done.stderr.strip().endswith(f"another askonce run is writing {askonce.folder}/out.jsonl")
+    assert done.stderr.strip().endswith(
+        f"another askonce run is writing {askonce.folder}/out.jsonl"
+    )
     askonce.go()
     assert process.wait(TIMEOUT_S) == 0
     assert len(askonce.read("out.jsonl")) == 2
@@ -222,8 +225,8 @@ def test_devices_and_pipes_are_written_to_and_not_replaced(askonce: Askonce) -> 
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(askonce: Askonce) -> None:
     askonce.write("in.jsonl", [{"text": "hello"}, {"text": "bye"}, {"text": "wait here"}])
     process = askonce.start(*askonce.run_args("in.jsonl"))
-    while len(askonce.calls()) < 3:
-        assert process.poll() is None, askonce.said()
+    partial = askonce.folder / "out.jsonl.partial"
+    eventually_sync(lambda: partial.exists() and partial.read_bytes().count(b"\n") == 2)
     process.send_signal(2)
     askonce.until_said("stopping")
     assert end(process, 2) == 130

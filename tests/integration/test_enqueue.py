@@ -160,7 +160,6 @@ class TestIdentity:
         (envelope,) = await queued(store)
         assert await records(store) == {"producer/1": f"interactive/{envelope.entry_id.decode()}"}
 
-    @pytest.mark.xfail(reason="an orphan record of another lane is a conflict until it is swept")
     async def test_a_record_of_another_lane_heals(self, client: Client, store: Store) -> None:
         await store.hset(INTERACTIVE.ids.decode(), "producer/1", "bulk/1-1")
         await client.enqueue(job("1"))
@@ -180,7 +179,6 @@ class TestIdentity:
         assert caught.value.job_ids == ("1",)
         assert await queued_ids(store) == ["1", "2"]
 
-    @pytest.mark.xfail(reason="expect() refuses the whole call, though IdConflict says otherwise")
     async def test_jobs_beside_a_repeated_id_are_accepted(
         self, client: Client, store: Store
     ) -> None:
@@ -436,7 +434,6 @@ class TestShards:
             async with Client(store_url):
                 pytest.fail("entered")
 
-    @pytest.mark.xfail(reason="sync.Client does not check the number of shards")
     async def test_the_sync_client_refuses_it_too(self, store_url: str, store: Store) -> None:
         """Jobs would go to streams that no worker reads."""
         async with Client(store_url, shards=1):

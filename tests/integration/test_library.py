@@ -164,7 +164,6 @@ async def test_one_caller_cannot_change_what_others_get(cache: AnswerCache) -> N
         result.value.append(2)
 
 
-@pytest.mark.xfail(reason="bug: without `returns` all callers of this process share one object")
 async def test_one_caller_cannot_change_what_others_get_untyped(cache: AnswerCache) -> None:
     calls = Calls([1])
     for _ in range(3):
@@ -210,15 +209,11 @@ async def test_tags_and_tenants_that_cannot_be_used(
         await cache.get_or_call("f", 1, Calls(), **bad)
 
 
-@pytest.mark.xfail(reason="bug: a line break in a name makes two tags of it, one another task's")
 async def test_names_that_cannot_be_used(cache: AnswerCache) -> None:
     with pytest.raises(InvalidJob):
         await cache.get_or_call("f\ntask:g", 1, Calls())
 
 
-@pytest.mark.xfail(
-    reason="bug: ttl_s is not checked, and a TTL of 0 fails its whole batch of fills"
-)
 @pytest.mark.parametrize("ttl_s", [0.0, -1.0, 0.0001, float("nan")])
 async def test_ttls_that_cannot_be_used(cache: AnswerCache, ttl_s: float) -> None:
     with pytest.raises(ValueError, match="ttl_s"):
@@ -319,13 +314,11 @@ async def test_values_that_are_not_json(cache: AnswerCache, value: object) -> No
     assert (await cache.get_or_call("f", 2, Calls())).value == 1
 
 
-@pytest.mark.xfail(reason="bug: found only when the fill is encoded, which ends the whole resolver")
 @pytest.mark.parametrize("value", [2**70, "\ud800", {(1, 2): 3}])
-async def test_values_that_the_store_cannot_hold(store_url: str, value: object) -> None:
-    async with AnswerCache(store_url) as cache:
-        with pytest.raises(TypeError):
-            await cache.get_or_call("f", 1, Calls(value))
-        assert (await cache.get_or_call("f", 2, Calls())).value == 1
+async def test_values_that_the_store_cannot_hold(cache: AnswerCache, value: object) -> None:
+    with pytest.raises((TypeError, ValueError, OverflowError)):
+        await cache.get_or_call("f", 1, Calls(value))
+    assert (await cache.get_or_call("f", 2, Calls())).value == 1
 
 
 async def test_a_call_that_gives_up_is_a_failure(cache: AnswerCache) -> None:
@@ -335,7 +328,6 @@ async def test_a_call_that_gives_up_is_a_failure(cache: AnswerCache) -> None:
     assert (await cache.get_or_call("f", 2, Calls())).value == 1
 
 
-@pytest.mark.xfail(reason="bug: an error of the block comes out inside an ExceptionGroup")
 async def test_an_error_of_the_block_comes_out_as_it_is(store_url: str) -> None:
     with pytest.raises(ZeroDivisionError):
         async with AnswerCache(store_url):
@@ -398,7 +390,6 @@ async def test_closing_tells_those_who_still_wait(
     assert await lease_count(store) == 0
 
 
-@pytest.mark.xfail(reason="bug: it waits for ever; nothing runs that could answer")
 @pytest.mark.parametrize("opened", [True, False])
 async def test_a_cache_that_is_not_open(store_url: str, *, opened: bool) -> None:
     cache = AnswerCache(store_url)
@@ -522,9 +513,6 @@ def test_two_processes_call_once(store_url: str) -> None:
     assert set(reports[1]["sources"]) <= {"coalesced", "store"}
 
 
-@pytest.mark.xfail(
-    reason="bug: with one attempt a call, the death of its process is poison for ever"
-)
 async def test_a_killed_process_is_replaced(cache: AnswerCache, store_url: str) -> None:
     with LineProcess("library_process.py", store_url, "0.5") as process:
         process.expect("ready")

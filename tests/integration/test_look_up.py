@@ -71,7 +71,7 @@ def test_a_new_question_is_leased(shard: VirtualShard) -> None:
     told = shard.look_up_one(X, token=token)
     now_us = shard.now_ms * 1000
     assert told == Told("L", built=now_us, attempt=1)
-    assert shard.lease(X) == (token, shard.now_ms + LEASE_MS, now_us, 1)
+    assert shard.lease(X) == (token, shard.now_ms + LEASE_MS, now_us, 1, 0)
 
 
 def test_a_hit(shard: VirtualShard) -> None:
@@ -211,10 +211,22 @@ def test_your_own_token_is_found_beside_a_remembered_failure(shard: VirtualShard
     assert (told.kind, told.attempt) == ("L", 2)
 
 
-@pytest.mark.xfail(reason="bug: both are told that the lease is theirs, under the same token")
 def test_a_key_twice_in_one_look_up_is_leased_once(shard: VirtualShard) -> None:
-    told = shard.look_up(X, X, token=new_token(), max_new_leases=2)
-    assert sorted(one.kind for one in told) == ["B", "L"]
+    token = new_token()
+    told = shard.look_up(X, Y, X, token=token, max_new_leases=2)
+    assert [one.kind for one in told] == ["L", "L", "B"]
+    assert told[2].token == token
+
+
+@pytest.mark.parametrize("junk", [b"", b"\x01", b"L" * 60, b"\x02" + b"\x7e" * 60, b"B" * 35])
+def test_what_is_no_entry_is_absent(shard: VirtualShard, junk: bytes) -> None:
+    """Bytes of anyone: they stop nobody, and are replaced."""
+    fill_new(shard, Y)
+    shard.client.set(names.answer_prefix(TAG) + X, junk)
+    token = new_token()
+    assert [told.kind for told in shard.look_up(X, Y, Z, token=token)] == ["L", "+", "L"]
+    assert shard.fill(X, token) == "f"
+    assert shard.look_up_one(X, token=new_token()).kind == "+"
 
 
 def test_a_dead_leader_is_replaced_and_counted(shard: VirtualShard) -> None:
@@ -228,27 +240,64 @@ def test_a_dead_leader_is_replaced_and_counted(shard: VirtualShard) -> None:
 
 
 def test_a_question_that_kills_its_workers_is_poison(shard: VirtualShard) -> None:
-    for attempt in range(1, 5):
-        told = shard.look_up(X, Y, token=new_token(), max_attempts=4)
+    for attempt in range(1, 4):
+        told = shard.look_up(X, Y, token=new_token(), max_deaths=3)
         assert [(one.kind, one.attempt) for one in told] == [("L", attempt)] * 2
         shard.advance(LEASE_MS + 1)
-    (told,) = shard.look_up(X, token=new_token(), max_attempts=4)
+    (told,) = shard.look_up(X, token=new_token(), max_deaths=3)
     assert told.kind == "R"
     assert json.loads(told.error)["code"] == "poison"
-    # Asked with more patience, it is tried again.
-    (told,) = shard.look_up(Y, token=new_token(), max_attempts=5)
-    assert (told.kind, told.attempt) == ("L", 5)
+    # Asked by the more daring, it is tried again.
+    (told,) = shard.look_up(Y, token=new_token(), max_deaths=4)
+    assert (told.kind, told.attempt) == ("L", 4)
+
+
+def test_failed_attempts_are_no_deaths(shard: VirtualShard) -> None:
+    """Nor is a lease that was given back, or taken over by the impatient."""
+    token = new_token()
+    shard.look_up(X, token=token, max_deaths=1)
+    for attempt in range(2, 9):
+        note = answer_scripts.note_attempt(TAG, digest=X, token=token, remember_ms=60_000)
+        assert shard.run(note) == attempt
+    taker = new_token()
+    take = answer_scripts.take_over(TAG, token=taker, lease_ms=LEASE_MS, seen=[(X, token)])
+    assert shard.run(take)[0][1] == 9
+    lease = shard.lease(X)
+    assert lease is not None
+    assert lease[4] == 0
+    shard.release(Release(X, taker))
+    (told,) = shard.look_up(X, token=new_token(), max_deaths=1)
+    assert told.kind == "L"
+
+
+def test_an_answer_wipes_deaths_out(shard: VirtualShard) -> None:
+    for _ in range(5):
+        for _ in range(2):
+            token = new_token()
+            assert shard.look_up(X, token=token, max_deaths=2)[0].kind == "L"
+            shard.advance(LEASE_MS + 1)
+        assert shard.fill(X, token) == "f"
+        shard.client.delete(names.answer_prefix(TAG) + X)
+
+
+@pytest.mark.xfail(reason="bug: only a worker's sweep ends poison; a library alone never sweeps")
+def test_poison_is_forgotten_in_time(shard: VirtualShard) -> None:
+    shard.look_up(X, token=new_token(), max_deaths=1)
+    shard.advance(LEASE_MS + 1)
+    assert shard.look_up(X, token=new_token(), max_deaths=1)[0].kind == "R"
+    shard.advance(24 * 3_600_000)
+    assert shard.look_up(X, token=new_token(), max_deaths=1)[0].kind == "L"
 
 
 def test_poison_is_forgotten_once_its_lease_is_swept(shard: VirtualShard) -> None:
     for _ in range(2):
-        shard.look_up(X, token=new_token(), max_attempts=2)
+        shard.look_up(X, token=new_token(), max_deaths=2)
         shard.advance(LEASE_MS + 1)
-    assert shard.look_up(X, token=new_token(), max_attempts=2)[0].kind == "R"
+    assert shard.look_up(X, token=new_token(), max_deaths=2)[0].kind == "R"
     shard.advance(60_000)
     sweep = answer_scripts.sweep_leases(TAG, cursor=0, count=100, grace_ms=60_000)
     assert shard.run(sweep) == [b"0", 1]
-    assert shard.look_up(X, token=new_token(), max_attempts=2)[0] == Told(
+    assert shard.look_up(X, token=new_token(), max_deaths=2)[0] == Told(
         "L", built=shard_inv(shard), attempt=1
     )
 
@@ -296,7 +345,7 @@ def test_a_lease_is_taken_over_by_compare_and_set(shard: VirtualShard) -> None:
 
     won = [b"%.0f" % inv, 2]
     assert take(taker, leader, X, Y) == [won, 0]
-    assert shard.lease(X) == (taker, shard.now_ms + LEASE_MS, inv, 2)
+    assert shard.lease(X) == (taker, shard.now_ms + LEASE_MS, inv, 2, 0)
     assert take(taker, leader, X) == [won]  # sent again
     assert take(late, leader, X) == [0]  # it has moved on
     assert shard.fill(X, leader) == "x"
@@ -545,7 +594,6 @@ async def test_without_memory_jobs_are_settled(store: redis.asyncio.Redis, store
             assert await store.xlen(names.jobs("0", "default", "interactive").decode()) == 0
 
 
-@pytest.mark.xfail(reason="bug: check_shards (HSETNX) and XGROUP CREATE are refused without memory")
 async def test_without_memory_a_worker_can_be_restarted(
     store: redis.asyncio.Redis, store_url: str
 ) -> None:

@@ -106,7 +106,9 @@ STUBS: dict[str, list[Stub]] = {
     "bury": [Stub(5, 10, 0, 2, bury_of)],
     "claim": [Stub(2, 4, 0, 0, lambda _: queue_scripts.claim(LANE, "w", 5))],
     "claim_name": [Stub(1, 3, 0, 0, lambda _: queue_scripts.claim_name("0", "c", "t", 5))],
-    "count_solo": [Stub(1, 1, 0, 0, lambda _: queue_scripts.count_solo(LANE, b"1-1", "t"))],
+    "ensure_group": [Stub(1, 1, 0, 0, lambda _: queue_scripts.ensure_group(LANE))],
+    "record_shards": [Stub(1, 1, 0, 0, lambda _: queue_scripts.record_shards(1))],
+    "count_solo": [Stub(1, 2, 0, 0, lambda _: queue_scripts.count_solo(LANE, b"1-1", "t"))],
     "enqueue": [Stub(5, 9, 0, 2, enqueue_of)],
     "fill": [Stub(5, 5, 1, 5, lambda n: answer_scripts.fill("0", [fill_of(X), fill_of(Y)][:n]))],
     "give_back": [Stub(1, 4, 0, 1, lambda n: queue_scripts.give_back(LANE, "w", [b"1-1"] * n))],
@@ -306,7 +308,13 @@ async def test_several_calls_heal_in_one_more_round_trip(store: redis.asyncio.Re
     await store.script_flush()
     stamps = answer_scripts.read_stamps("0", seen_inv=0, most_tags=5)
     await run(store, stamps)
-    calls = [look_up_of(1), stamps, look_up_of(1), queue_scripts.count_solo(LANE, b"1-1", "t"), stamps]
+    calls = [
+        look_up_of(1),
+        stamps,
+        look_up_of(1),
+        queue_scripts.count_solo(LANE, b"1-1", "t"),
+        stamps,
+    ]
     first, second, third, fourth, fifth = await run_many(store, calls)
     assert first[2] == third[2]
     assert first[2][:1] == b"L"
@@ -339,8 +347,8 @@ def test_synchronous_calls_heal_too(store_url: str) -> None:
     client = connect_sync(store_url, role="commands")
     try:
         client.script_flush()
-        call = queue_scripts.count_solo(LANE, b"1-1", "t")
-        assert [run_sync(client, call) for _ in range(3)] == [0, 1, 2]
+        calls = [queue_scripts.count_solo(LANE, b"1-1", token) for token in "abbc"]
+        assert [run_sync(client, call) for call in calls] == [0, 1, 1, 2]
     finally:
         client.close()
 

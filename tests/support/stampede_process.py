@@ -1,8 +1,9 @@
 """A process of a stampede: a resolver over the stand-in model server, told what to do in lines.
 
 Arguments: store URL, model server's base URL, seed (its lease tokens begin with what it yields),
-lease TTL and renewal interval in seconds. Prints `ready`, then takes `{"texts": […], "callers": n}`:
-every caller asks every text, all at once. Prints one JSON object, source → how many were told so.
+lease TTL and renewal interval in seconds. Prints `ready`, then takes a line with `{"texts": […],
+"callers": n}`: every caller asks every text, all at once. Prints one JSON object, source → how many
+were told so.
 """
 
 from __future__ import annotations

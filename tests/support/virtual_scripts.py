@@ -23,7 +23,7 @@ end
 """
 START_MS = 1_800_000_000_000
 TAG = "0"
-LEASE = struct.Struct("<16sddB")
+LEASE = struct.Struct("<16sddBB")
 HEADER = struct.Struct("<BBddddH")
 """Written down again, so that a change of the layout fails a test."""
 
@@ -72,7 +72,7 @@ class VirtualShard:
         tags: Sequence[str] | str = "",
         lease_ms: int = 10_000,
         max_new_leases: int = 100,
-        max_attempts: int = 4,
+        max_deaths: int = 3,
     ) -> list[Told]:
         """`tags`: the asker's, joined by line breaks; one text for all keys, or one a key."""
         raw = self.run(
@@ -81,7 +81,7 @@ class VirtualShard:
                 token=token,
                 lease_ms=lease_ms,
                 max_new_leases=max_new_leases,
-                max_deaths=max_attempts,
+                max_deaths=max_deaths,
                 digests=digests,
                 asker_tags=[tags] * len(digests) if isinstance(tags, str) else tags,
             )
@@ -112,8 +112,8 @@ class VirtualShard:
     def invalidate(self, *tags: str, everything: bool = False) -> float:
         return float(self.run(answer_scripts.invalidate(TAG, everything=everything, tags=tags)))
 
-    def lease(self, digest: bytes) -> tuple[bytes, float, float, int] | None:
-        """Token, deadline in ms, built, attempt."""
+    def lease(self, digest: bytes) -> tuple[bytes, float, float, int, int] | None:
+        """Token, deadline in ms, built, attempt, leaders that died."""
         data = cast(
             "bytes | None", self.client.hget(names.leases(TAG).decode(), cast("str", digest))
         )

@@ -142,7 +142,6 @@ class TestBad:
     def test_a_job_without_an_id_is_nobodys(self) -> None:
         assert bad(entry({"task": "echo", "text": "a"}, b"i", b"")).code == "undecodable"
 
-    @pytest.mark.xfail(reason="the quick way takes an empty id, both ways an empty client")
     @pytest.mark.parametrize(
         ("order", "absent"), [("vcip", b"i"), ("vcip", b"c"), ("pciv", b"c")]
     )

@@ -33,10 +33,11 @@ def test_an_answer_and_an_error() -> None:
     )
     assert raw in wire
     answer = Answer(label="spam", score=0.5, usage=Usage(input_tokens=3))
-    assert decode_replies(wire) == [
+    replies = [
         Reply(id="1", answer=answer, source="store", age_s=1.5, took_ms=7),
         Reply(id="2", error=ErrorInfo("unknown_task", "no task 'x'")),
     ]
+    assert decode_replies(wire) == (replies, 0)
 
 
 @given(st.lists(st.tuples(TEXT, TEXT), max_size=5))
@@ -46,7 +47,8 @@ def test_one_line_a_reply_whatever_stands_in_it(parts: list[tuple[str, str]]) ->
         [WireReply(id=job_id, error=ErrorInfo("internal", text)) for job_id, text in parts]
     )
     assert wire.count(b"\n") == len(parts)
-    replies = decode_replies(wire)
+    replies, unreadable = decode_replies(wire)
+    assert unreadable == 0
     found = [(reply.id, reply.error.message) for reply in replies if reply.error is not None]
     assert found == parts
 
@@ -56,19 +58,20 @@ def test_defaults_cost_no_bytes() -> None:
 
 
 @given(st.binary(max_size=40))
-def test_garbage_is_a_decode_error_and_nothing_else(lines: bytes) -> None:
-    try:
-        replies = decode_replies(lines)
-    except msgspec.DecodeError:
-        return
-    assert all(isinstance(reply, Reply) for reply in replies)
+def test_garbage_beside_replies_is_counted_and_harms_none(garbage: bytes) -> None:
+    lines = b'{"id":"1"}\n' + garbage.replace(b"\n", b" ") + b'\n{"id":"2"}\n'
+    replies, unreadable = decode_replies(lines)
+    assert (replies[0].id, replies[-1].id) == ("1", "2")
+    assert len(replies) + unreadable == 2 + bool(garbage.strip())
 
 
-def test_fields_of_a_newer_worker_are_skipped() -> None:
-    assert decode_replies(b'{"id":"1","tier":"galactic"}\n') == [Reply(id="1")]
+def test_what_only_a_newer_worker_knows() -> None:
+    newer = b'{"id":"1","tier":"galactic","source":"moon","error":{"code":"new","message":"m"}}\n'
+    assert decode_replies(newer) == ([Reply(id="1", source="moon", error=ErrorInfo("new", "m"))], 0)
 
 
 @pytest.mark.parametrize("code", get_args(ErrorCode))
 def test_every_code_travels(code: ErrorCode) -> None:
-    (reply,) = decode_replies(encode_replies([WireReply(id="1", error=ErrorInfo(code, "m"))]))
+    wire = encode_replies([WireReply(id="1", error=ErrorInfo(code, "m"))])
+    ((reply,), _) = decode_replies(wire)
     assert reply.error == ErrorInfo(code, "m")

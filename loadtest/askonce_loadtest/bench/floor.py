@@ -26,7 +26,6 @@ from askonce_queue.reply import Answer, WireReply
 from askonce_queue.scripts import CHUNK, AsyncStore, run, send
 from askonce_queue.shards import shard_tags
 from askonce_queue.store import connect
-from askonce_worker.pool.intake import ensure_group
 
 CONSUMER = "floor"
 PREFIX = bytes(45)
@@ -53,7 +52,7 @@ async def floor(order: Order) -> AsyncGenerator[Steps]:
 
     async def answer_all() -> Figures:
         left = order.plan.jobs
-        await ensure_group(commands, lane)
+        await send(commands, "XGROUP", "CREATE", lane.stream, names.GROUP, "0")
         cpu_s = time.process_time()
         while left:
             left -= await answer_batch(reads, commands, lane, known)

@@ -143,7 +143,7 @@ class Supervisor:
             start_new_session=True,  # Ctrl-C in the terminal is for us; we send SIGTERM
         )
         slot.process, slot.ready, slot.seen_at = process, False, self._clock.monotonic()
-        log.info("worker process started", process=slot.index, pid=process.pid)
+        log.debug("worker process started", process=slot.index, pid=process.pid)
         if self._stop.is_set():
             slot.send(signal.SIGTERM)
         try:
