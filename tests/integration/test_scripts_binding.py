@@ -270,6 +270,8 @@ def test_all_keys_of_a_call_are_of_one_slot(name: str, stub: Stub) -> None:
     del name
     known = set(re.findall(r"^\| `(\w+):", cast("str", names.__doc__), re.MULTILINE))
     keys = stub.call(2).keys
+    if keys == [names.META]:
+        return  # alone, and of no shard
     assert {re.findall(rb"\{(.*?)\}", key)[0] for key in keys} == {b"0"}
     assert {key.split(b":")[0].decode() for key in keys} <= known
 

@@ -154,7 +154,8 @@ def test_it_remembers_no_more_tags_than_its_bound() -> None:
 
 def entry_of(built: float, shard: int = 0) -> Entry:
     answer = Answer(label="a")
-    return Entry(answer, encode_json(answer), born=0.0, built=built, kept=9e9, tags=("a",), shard=shard)
+    json = encode_json(answer)
+    return Entry(answer, json, born=0.0, built=built, kept=9e9, tags=("a",), shard=shard)
 
 
 def test_memory_is_usable_while_the_shard_was_seen() -> None:

@@ -50,10 +50,10 @@ def bench(
         ):
             outcome = runner.run(_until_signal(plan, repeat, status.update))
     except (AskonceError, ChildError) as error:
-        progress.print(f"[red]the bench failed:[/] {error}")
+        typer.echo(f"the bench failed: {error}", err=True)
         raise typer.Exit(1) from error
     except TimeoutError as error:
-        progress.print(f"[red]the bench failed:[/] nothing came of it for {plan.limit_s:g} s")
+        typer.echo(f"the bench failed: a measurement took over {plan.limit_s:g} s", err=True)
         raise typer.Exit(1) from error
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         raise typer.Exit(INTERRUPTED) from error
