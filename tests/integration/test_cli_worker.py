@@ -6,10 +6,9 @@ import json
 import os
 import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -34,7 +33,7 @@ def in_store(askonce: Askonce, *words: str | bytes | int) -> Any:
     with EmbeddedStore(askonce.store) as embedded:
         store = connect_sync(embedded.url, role="commands")
         try:
-            return store.execute_command(*words)
+            return cast("Any", store.execute_command(*words))
         finally:
             store.close()
 
@@ -100,6 +99,15 @@ def test_enqueue_waits_for_a_full_queue_or_ends(askonce: Askonce) -> None:
 
 
 # workers that stay
+
+
+def test_run_says_when_nobody_works(askonce: Askonce) -> None:
+    askonce.write("in.jsonl", [{"text": "hello"}])
+    run = askonce.start(*askonce.run_args("in.jsonl", "--no-worker"))
+    askonce.until_said("no worker is alive in pool 'default'")
+    worker = askonce.start("worker", "askonce.toml")
+    assert run.wait(TIMEOUT_S) == 0
+    assert end(worker) == 0
 
 
 def test_run_leaves_it_to_running_workers(askonce: Askonce) -> None:
@@ -250,4 +258,3 @@ def test_nobody_to_notify_is_no_error(askonce: Askonce) -> None:
     for address in ("/nowhere/notify", "nonsense", "vsock:2:1"):
         process = askonce.start("worker", "askonce.toml", "--burst", env={"NOTIFY_SOCKET": address})
         assert process.wait(TIMEOUT_S) == 0
-    assert isinstance(process, subprocess.Popen)

@@ -1,15 +1,19 @@
 """Invalidation, end to end: what was built before it is never served after it, to anyone."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 import redis.asyncio
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from askonce_queue import answer_scripts, names
 from askonce_queue.embedded import EmbeddedStore
@@ -52,12 +56,16 @@ async def seen(resolver: Resolver) -> None:
 
 
 @asynccontextmanager
-async def answered_by(store_url: str, task_label: str) -> AsyncIterator[None]:
+async def answered_by(store_url: str, task_label: str) -> AsyncGenerator[None]:
     """A process without memory of anything is told this label, and not by the model."""
     async with resolver_on(store_url) as fresh:
         outcome = await ask(fresh, make_task(StepModel("wrong")), "x")
         assert (outcome.label, outcome.source) == (task_label, "store")
         yield
+
+
+def is_asked(model: StepModel) -> bool:
+    return model.in_flight == 1
 
 
 # --- what is invalidated ---------------------------------------------------------------------
@@ -127,7 +135,7 @@ async def test_an_answer_carries_the_tags_of_all_who_waited(
             await invalidate(store, everything=True)
             leader = Waiter(task, "x", tags=["of A"])
             first.resolve([leader])
-            await eventually(lambda model=model: model.in_flight == 1)
+            await eventually(partial(is_asked, model))
             joiner = Waiter(task, "x", tags=["of B"])
             first.resolve([joiner])
             model.open()
@@ -459,7 +467,7 @@ async def test_a_restart_under_a_flight(state_folder: Path) -> None:
         resolver.resolve(waiters)
         await eventually(lambda: model.in_flight == 2)
         await invalidate(client, "red")
-        with suppress(redis.exceptions.ConnectionError):
+        with suppress(RedisConnectionError):
             await client.execute_command("SHUTDOWN")
         await client.connection_pool.disconnect()
         await asyncio.to_thread(embedded.revive)

@@ -3,12 +3,14 @@
 Every result of a look-up, who may lease what, and the rule of validity.
 """
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -16,6 +18,7 @@ import redis
 import redis.asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from redis.exceptions import OutOfMemoryError
 
 from askonce_queue import Client, Job, answer_scripts, names
 from askonce_queue.answer_scripts import Release
@@ -27,6 +30,7 @@ from tests.support.resolving import (
     ShiftedClock,
     StepModel,
     Waiter,
+    all_keys,
     ask,
     assert_at_rest,
     make_task,
@@ -244,12 +248,12 @@ def test_a_question_that_kills_its_workers_is_poison(shard: VirtualShard) -> Non
         told = shard.look_up(X, Y, token=new_token(), max_deaths=3)
         assert [(one.kind, one.attempt) for one in told] == [("L", attempt)] * 2
         shard.advance(LEASE_MS + 1)
-    (told,) = shard.look_up(X, token=new_token(), max_deaths=3)
-    assert told.kind == "R"
-    assert json.loads(told.error)["code"] == "poison"
+    (poison,) = shard.look_up(X, token=new_token(), max_deaths=3)
+    assert poison.kind == "R"
+    assert json.loads(poison.error)["code"] == "poison"
     # Asked by the more daring, it is tried again.
-    (told,) = shard.look_up(Y, token=new_token(), max_deaths=4)
-    assert (told.kind, told.attempt) == ("L", 4)
+    (tried,) = shard.look_up(Y, token=new_token(), max_deaths=4)
+    assert (tried.kind, tried.attempt) == ("L", 4)
 
 
 def test_failed_attempts_are_no_deaths(shard: VirtualShard) -> None:
@@ -272,11 +276,11 @@ def test_failed_attempts_are_no_deaths(shard: VirtualShard) -> None:
 
 def test_an_answer_wipes_deaths_out(shard: VirtualShard) -> None:
     for _ in range(5):
-        for _ in range(2):
-            token = new_token()
+        died, alive = new_token(), new_token()
+        for token in (died, alive):
             assert shard.look_up(X, token=token, max_deaths=2)[0].kind == "L"
             shard.advance(LEASE_MS + 1)
-        assert shard.fill(X, token) == "f"
+        assert shard.fill(X, alive) == "f"
         shard.client.delete(names.answer_prefix(TAG) + X)
 
 
@@ -547,12 +551,12 @@ def _watch(shard: VirtualShard, stamps: Stamps) -> None:
 
 
 @asynccontextmanager
-async def out_of_memory(store: redis.asyncio.Redis) -> AsyncIterator[None]:
+async def out_of_memory(store: redis.asyncio.Redis) -> AsyncGenerator[None]:
     """A server that has reached its limit, with nothing left to evict."""
-    before = (await store.config_get("maxmemory"))["maxmemory"]
+    before = str((await store.config_get("maxmemory"))["maxmemory"])
     await store.config_set("maxmemory", 1)
     try:
-        with pytest.raises(redis.exceptions.OutOfMemoryError):
+        with pytest.raises(OutOfMemoryError):
             await store.set("a:{0}:no room", "", ex=1)
         yield
     finally:
@@ -572,7 +576,7 @@ async def test_without_memory_questions_are_answered_and_not_kept(
                 assert (await waiter.outcome()).label == "a"
             assert resolver.counters.total("flights_unkept") == 10
             await assert_at_rest(store, resolver, task, shards=2)
-        assert [key async for key in store.scan_iter("a:*")] == []
+        assert not await all_keys(store, "a:*")
         assert (await ask(resolver, task, "text 1")).source == "model"
         assert (await ask(resolver, task, "text 1")).source == "memory"
 

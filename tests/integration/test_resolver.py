@@ -1,5 +1,7 @@
 """The resolver, on the real server: one call per question, whoever asks, whatever goes wrong."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
@@ -25,6 +27,7 @@ from tests.support.resolving import (
     ShiftedClock,
     StepModel,
     Waiter,
+    all_keys,
     ask,
     assert_at_rest,
     lease_count,
@@ -53,7 +56,7 @@ async def kept(store: redis.asyncio.Redis, key: bytes) -> bytes | None:
 
 
 async def is_leased(store: redis.asyncio.Redis, key: bytes) -> bool:
-    return bool(await store.execute_command("HEXISTS", names.leases(TAG), key))
+    return await store.hexists(names.leases(TAG).decode(), cast("str", key))
 
 
 async def take_lease(store: redis.asyncio.Redis, key: bytes) -> None:
@@ -132,7 +135,7 @@ async def test_distinct_questions_in_one_batch(store: redis.asyncio.Redis, store
             assert (await waiter.outcome()).label == "a"
         assert model.calls == {f"text {number}": 1 for number in range(40)}
         await assert_at_rest(store, resolver, task, shards=4)
-    filled = [tag for tag in shard_tags(4) if [k async for k in store.scan_iter(f"a:{{{tag}}}:*")]]
+    filled = [tag for tag in shard_tags(4) if await all_keys(store, f"a:{{{tag}}}:*")]
     assert len(filled) == 4
 
 
@@ -755,7 +758,7 @@ async def test_only_answers_have_a_ttl(store: redis.asyncio.Redis, store_url: st
         model.close()
         resolver.resolve([Waiter(task, "slow")])
         await eventually(lambda: model.in_flight == 1)
-        ttls = {key: await store.ttl(key) async for key in store.scan_iter()}
+        ttls = {key: int(await store.ttl(key)) for key in await all_keys(store)}
     answers = {key: ttl for key, ttl in ttls.items() if key.startswith(b"a:")}
     assert len(answers) == 1
     assert all(0 < ttl <= 100 for ttl in answers.values())

@@ -7,19 +7,23 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.resources import files
 from types import ModuleType
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import pytest
 import redis
 import redis.asyncio
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from askonce_queue import answer_scripts, names, queue_scripts, scripts
 from askonce_queue.answer_scripts import Fill, Release
 from askonce_queue.queue_scripts import Lane, SettleGroup
 from askonce_queue.scripts import Call, Script, run, run_many, run_sync
 from askonce_queue.store import connect_sync
+from tests.support.resolving import all_keys
 
 LUA = files("askonce_queue") / "lua"
 PRELUDE = "now"
@@ -91,7 +95,8 @@ def sweep_records_of(count: int) -> Call:
     )
 
 
-class Stub(NamedTuple):
+@dataclass(frozen=True)
+class Stub:
     """A stub called with one repetition of what its header ends in, and with two."""
 
     keys: int
@@ -268,7 +273,7 @@ def test_the_stub_gives_what_the_header_describes(name: str, stub: Stub) -> None
 def test_all_keys_of_a_call_are_of_one_slot(name: str, stub: Stub) -> None:
     """And their names come from `names.py`: the part before the tag is one of its table."""
     del name
-    known = set(re.findall(r"^\| `(\w+):", cast("str", names.__doc__), re.MULTILINE))
+    known = set(re.findall(r"^\| `(\w+):", str(names.__doc__), re.MULTILINE))
     keys = stub.call(2).keys
     if keys == [names.META]:
         return  # alone, and of no shard
@@ -286,7 +291,7 @@ async def test_it_runs_on_the_real_server(
     await store.xgroup_create(LANE.stream.decode(), names.GROUP.decode(), "0", mkstream=True)
     for count in (1, 2):
         await run(store, stub.call(count))  # on an empty store, and on what that left
-    keys = {key async for key in store.scan_iter()}
+    keys = await all_keys(store)
     assert {key.split(b":")[0] for key in keys} <= {
         key.split(b":")[0] for key in [*stub.call(1).keys, LANE.stream, names.clients("0")]
     }
@@ -328,17 +333,17 @@ async def test_a_call_that_fails_stands_in_its_place(store: redis.asyncio.Redis)
     await store.set(names.solo("0", "default").decode(), "not a hash")
     calls = [look_up_of(1), queue_scripts.count_solo(LANE, b"1-1", "t"), look_up_of(1)]
     first, second, third = await run_many(store, calls)
-    assert isinstance(second, redis.exceptions.ResponseError)
+    assert isinstance(second, ResponseError)
     assert first[2] == third[2]
     (alone,) = await run_many(store, calls[1:2])
-    assert isinstance(alone, redis.exceptions.ResponseError)
+    assert isinstance(alone, ResponseError)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 async def test_a_lost_connection_is_raised(count: int) -> None:
     client = redis.asyncio.Redis.from_url("unix:///nowhere.sock")
     try:
-        with pytest.raises(redis.exceptions.ConnectionError):
+        with pytest.raises(RedisConnectionError):
             await run_many(client, [look_up_of(1)] * count)
     finally:
         await client.aclose()
@@ -362,7 +367,7 @@ async def test_the_prelude_is_the_servers_clock(store: redis.asyncio.Redis) -> N
 
 
 async def server_us(store: redis.asyncio.Redis) -> int:
-    seconds, micros = cast("tuple[int, int]", await store.time())
+    seconds, micros = await store.time()
     return seconds * 1_000_000 + micros
 
 

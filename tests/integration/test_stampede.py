@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
 from typing import cast
 
@@ -34,7 +34,7 @@ TEXTS = [f"question {number}" for number in range(KEYS)]
 @asynccontextmanager
 async def processes(
     store_url: str, server: ModelServer, *, ttl_s: float = 10.0, renew_s: float = 3.0
-) -> AsyncIterator[list[LineProcess]]:
+) -> AsyncGenerator[list[LineProcess]]:
     """All of them, ready to ask; their seeds are 0, 1, 2 …"""
     with ExitStack() as stack:
         started = [
@@ -129,7 +129,7 @@ async def test_a_stopped_leader_that_wakes_is_fenced(
                 assert outcome.label == "of the taker"
                 assert resolver.counters.total("calls_takeover") == 1
             kept = await store.get(names.answer_prefix("0") + key)
-            assert kept is not None
+            assert isinstance(kept, bytes)
             assert b"of the taker" in kept
         finally:
             leader.resume()

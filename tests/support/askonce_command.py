@@ -22,7 +22,7 @@ from tests.support.waiting import eventually_sync
 
 TIMEOUT_S = 60
 
-MODEL = '''
+MODEL = """
 import asyncio
 import os
 from pathlib import Path
@@ -38,7 +38,7 @@ async def classify(text):
     if text.startswith("fail"):
         raise ValueError("cannot say")
     return {"label": "long" if len(text) > 10 else "short", "score": 0.75}
-'''
+"""
 CONFIG = """
 [models.sizes]
 kind = "python"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple, cast
 
@@ -19,7 +19,7 @@ from askonce_queue.store import connect
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.clock import SystemClock
-from askonce_worker.models.protocol import Prompt, Question
+from askonce_worker.models.protocol import Model, Prompt, Question
 from askonce_worker.models.retry import RetryPolicy
 from askonce_worker.observe.counters import Counters
 from askonce_worker.resolver import Resolver
@@ -155,7 +155,7 @@ class FrozenClock(SystemClock):
 
 
 def make_task(
-    model: StepModel,
+    model: Model,
     name: str = "t",
     *,
     slots: int = 64,
@@ -260,12 +260,14 @@ async def step_until(predicate: Callable[[], bool]) -> None:
     raise AssertionError("not within 10,000 steps of the loop")
 
 
+async def all_keys(store: redis.asyncio.Redis, pattern: str = "*") -> list[bytes]:
+    """The keys of the store that match."""
+    return [key async for key in cast("AsyncIterator[bytes]", store.scan_iter(pattern))]
+
+
 async def lease_count(store: redis.asyncio.Redis, shards: int = 1) -> int:
     """How many fill leases the store knows of."""
-    counts = [
-        await cast("Awaitable[int]", store.hlen(names.leases(tag).decode()))
-        for tag in shard_tags(shards)
-    ]
+    counts = [await store.hlen(names.leases(tag).decode()) for tag in shard_tags(shards)]
     return sum(counts)
 
 

@@ -51,7 +51,7 @@ class VirtualShard:
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
         self._scripts: dict[str, Script] = {}
-        self.now_ms = START_MS
+        self.now_ms: float = START_MS
         self.advance(0)
 
     def advance(self, ms: float) -> None:

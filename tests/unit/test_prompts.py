@@ -22,7 +22,11 @@ from askonce_worker.cli.prompts import volatile_parts
         ("It is 14:05 here", "a time", "14:05"),
         ("At 14:05:59.123Z", "a time", "14:05:59.123Z"),
         ("At 9 am sharp", "a time", "9 am"),
-        ("For 123e4567-e89b-12d3-a456-426614174000", "an id", "123e4567-e89b-12d3-a456-426614174000"),
+        (
+            "For 123e4567-e89b-12d3-a456-426614174000",
+            "an id",
+            "123e4567-e89b-12d3-a456-426614174000",
+        ),
         ("Trace 4bf92f3577b34da6a3ce929d0e0e4736", "an id", "4bf92f3577b34da6a3ce929d0e0e4736"),
         ("Key req_011CSHoEeqs5C35K2UUqR7Fy", "an id", "req_011CSHoEeqs5C35K2UUqR7Fy"),
         ("Customer 4200000001 asks", "a long number", "4200000001"),

@@ -1,5 +1,7 @@
 """What a worker knows of invalidations: never more is valid than what really is."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import math

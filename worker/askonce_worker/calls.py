@@ -68,8 +68,6 @@ class Calls:
     async def fly(self, flight: Flight) -> None:
         """Ask until there is an answer or a reason to stop; never raises but for cancellation."""
         alone = flight.token is None
-        if not alone:
-            self._leases.add(flight)
         reason = "bypass" if alone else "takeover" if flight.takeover else "fill"
         while True:
             try:

@@ -65,7 +65,7 @@ class Fills:
             flight = finished.flight
             if not self._leases.may_fill(flight):
                 self._land(finished, FlightEnd.FENCED if flight.leased_once else FlightEnd.UNKEPT)
-            elif len(flight.tag_text) > MOST_TAG_BYTES:
+            elif len(flight.tag_text.encode()) > MOST_TAG_BYTES:
                 # An entry must name all tags that can take it back, or not be.
                 await self._give_back(flight.shard, [finished])
                 self._land(finished, FlightEnd.UNKEPT)

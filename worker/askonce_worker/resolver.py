@@ -123,6 +123,8 @@ class Resolver:
 
     def _take_off(self, flight: Flight) -> None:
         assert self._tasks is not None, "the resolver is not running"
+        if flight.token is not None:
+            self.leases.add(flight)
         self._tasks.start_soon(self._fly, flight)
 
     async def _fly(self, flight: Flight) -> None:

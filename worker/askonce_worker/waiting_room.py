@@ -140,7 +140,9 @@ class WaitingRoom:
         batches = [self._batch(part) for part in parts]
         answers: list[list[Result]]
         try:
-            answers = await self._tier.look_up(batches)
+            # Cancelled between the grant and its news, leases would be nobody's until they run out.
+            with anyio.CancelScope(shield=True):
+                answers = await self._tier.look_up(batches)
         except StoreUnavailable as error:
             log.warning("look-up failed", flights=len(due), error=str(error))
             answers = [[None] * len(part) for part in parts]
@@ -209,9 +211,10 @@ class WaitingRoom:
                 impatient[flight.shard].append(flight)
         for shard, waiters in impatient.items():
             try:
-                results = await self._tier.take_over(
-                    shard, [(f.key, f.busy_token or b"") for f in waiters]
-                )
+                with anyio.CancelScope(shield=True):
+                    results = await self._tier.take_over(
+                        shard, [(f.key, f.busy_token or b"") for f in waiters]
+                    )
             except StoreUnavailable:
                 results = [None] * len(waiters)
             for flight, result in zip(waiters, results, strict=True):

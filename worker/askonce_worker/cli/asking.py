@@ -13,10 +13,12 @@ from collections.abc import Callable
 
 import anyio
 from anyio.abc import TaskGroup
+from redis.exceptions import RedisError
 
 from askonce_queue.client import Client
 from askonce_queue.errors import StoreUnavailable
 from askonce_queue.reply import Reply
+from askonce_queue.scripts import AsyncStore, send
 from askonce_worker.cli.output import Output, encode_line
 from askonce_worker.cli.source import Batch, Source
 from askonce_worker.cli.summary import Tally
@@ -25,6 +27,8 @@ LANE = "bulk"
 STORE_PATIENCE_S = 60.0
 """How long the store may be away before a run gives up."""
 STORE_RETRY_S = 1.0
+PULSE_S = 2.0
+"""How often a run without any reply looks whether the store is there."""
 
 
 class _Part:
@@ -45,12 +49,34 @@ class _Part:
         await self._bell.wait()
 
 
+class _Patience:
+    """Bears with a store that fails, for a while."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._failing_since: float | None = None
+
+    def worked(self) -> None:
+        """Forget what was before."""
+        self._failing_since = None
+
+    def failed(self, error: StoreUnavailable) -> None:
+        """Warn of the first failure in a row; raise the one that is too much."""
+        now = anyio.current_time()
+        if self._failing_since is None:
+            self._failing_since = now
+            self._warn(f"{error}; trying again for {STORE_PATIENCE_S:.0f} s")
+        elif now - self._failing_since > STORE_PATIENCE_S:
+            raise error
+
+
 class Asking:
     """One run from its first record to its last."""
 
     def __init__(
         self,
         client: Client,
+        store: AsyncStore,
         source: Source,
         output: Output,
         tally: Tally,
@@ -59,11 +85,13 @@ class Asking:
         warn: Callable[[str], None],
     ) -> None:
         self._client = client
+        self._store = store
         self._source = source
         self._output = output
         self._tally = tally
         self._window = window
-        self._warn = warn
+        self._patience = _Patience(warn)
+        self._pulse = _Patience(warn)
         self._rng = random.Random()
         self._under_way = 0
         self._all_read = False
@@ -73,7 +101,8 @@ class Asking:
     async def run(self) -> None:
         """Ask and write everything. Raises `Failed`, and what the client raises, in groups."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._write_all)
+            tasks.start_soon(self._write_all, tasks)
+            tasks.start_soon(self._feel_pulse)
             async for batch in self._source:
                 while self._under_way and self._under_way + len(batch.records) > self._window:
                     await self._wait()
@@ -99,7 +128,6 @@ class Asking:
     async def _ask(self, part: _Part) -> None:
         """Ask the jobs of a part until each has its reply."""
         left = {record.job.id: record.job for record in part.batch.records if record.job}
-        give_up_at = anyio.current_time() + STORE_PATIENCE_S
         while left:
             try:
                 replies = self._client.ask_many(list(left.values()), lane=LANE, window=len(left))
@@ -107,14 +135,26 @@ class Asking:
                     del left[reply.id]
                     self._tally.reply(reply)
                     part.put(reply)
-                    give_up_at = anyio.current_time() + STORE_PATIENCE_S
+                    self._patience.worked()
             except StoreUnavailable as error:
-                if anyio.current_time() > give_up_at:
-                    raise
-                self._warn(f"{error}; trying again")
+                self._patience.failed(error)
                 await anyio.sleep(STORE_RETRY_S * self._rng.uniform(0.5, 1.5))
 
-    async def _write_all(self) -> None:
+    async def _feel_pulse(self) -> None:
+        """Notice a store that is gone while everything waits for replies: a client reads on."""
+        while True:
+            before = self._tally.jobs
+            await anyio.sleep(PULSE_S)
+            if self._tally.jobs > before:
+                continue
+            try:
+                await send(self._store, "PING")
+            except (RedisError, OSError) as error:
+                self._pulse.failed(StoreUnavailable(f"the store cannot be reached: {error}"))
+            else:
+                self._pulse.worked()
+
+    async def _write_all(self, tasks: TaskGroup) -> None:
         while True:
             while self._parts:
                 part = self._parts.popleft()
@@ -122,6 +162,7 @@ class Asking:
                 self._under_way -= len(part.batch.records)
                 self._ring()
             if self._all_read:
+                tasks.cancel_scope.cancel()  # only the pulse is left
                 return
             self._output.flush()
             await self._wait()

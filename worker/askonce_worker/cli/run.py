@@ -17,6 +17,9 @@ from rich.console import Console
 from askonce_queue.client import Client
 from askonce_queue.errors import ClientNameInUse
 from askonce_queue.ledger import NAME_TTL_MS, Limits
+from askonce_queue.scripts import AsyncStore
+from askonce_queue.shards import shard_tags
+from askonce_queue.store import connect
 from askonce_worker.build import build_tasks, open_models, open_store
 from askonce_worker.cli import loop, progress, summary
 from askonce_worker.cli.asking import Asking
@@ -28,6 +31,7 @@ from askonce_worker.cli.source import Source
 from askonce_worker.cli.summary import Summary, Tally
 from askonce_worker.config import Settings, load_settings
 from askonce_worker.observe import log
+from askonce_worker.observe.totals import read_fleet
 from askonce_worker.pool.worker import Worker
 
 NAME_WAIT_S = NAME_TTL_MS / 1000 + 5
@@ -93,7 +97,11 @@ async def _ask(
             worker = await stack.enter_async_context(_worker(settings, url, signals))
         client = await _open_client(stack, settings, url, output.client_name)
         tally = Tally()
-        asking = Asking(client, source, output, tally, window=options.window, warn=say)
+        store = connect(url, role="commands", max_connections=1)
+        stack.push_async_callback(store.aclose)
+        if worker is None:
+            await _look_for_workers(store, settings)
+        asking = Asking(client, store, source, output, tally, window=options.window, warn=say)
         async with progress.shown(Console(stderr=True), tally, source.size):
             await asking.run()
         output.finish()
@@ -151,6 +159,14 @@ async def _open_client(
                 )
                 told = True
             await anyio.sleep(0.25)
+
+
+async def _look_for_workers(store: AsyncStore, settings: Settings) -> None:
+    """Say so when nobody would answer."""
+    pool = settings.worker.pool
+    fleet = await read_fleet(store, shard_tags(settings.shards), pool)
+    if not fleet.workers:
+        say(f"no worker is alive in pool {pool!r}: waiting for one ('askonce worker')")
 
 
 def _check_writable(path: Path | None) -> None:

@@ -11,7 +11,7 @@ import os
 import stat
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +57,7 @@ class Source:
         self._arrived: deque[Batch | BaseException | None] = deque()
         self._bell = asyncio.Event()
 
-    async def __aiter__(self) -> AsyncIterator[Batch]:
+    async def __aiter__(self) -> AsyncGenerator[Batch]:
         loop = asyncio.get_running_loop()
         # A daemon, and no pooled thread: nobody can wake a thread that waits for a silent stdin.
         threading.Thread(
