@@ -67,6 +67,16 @@ def test_enqueued_jobs_are_done_by_a_burst(askonce: Askonce, processes: str) -> 
     assert not askonce.store_is_up()
 
 
+def test_models_are_found_in_the_working_directory(askonce: Askonce) -> None:
+    (askonce.folder / "conf").mkdir()
+    (askonce.folder / "askonce.toml").rename(askonce.folder / "conf" / "askonce.toml")
+    askonce.store = askonce.folder / "conf" / ".askonce"
+    askonce.write("in.jsonl", [{"text": "hello"}])
+    askonce("enqueue", "conf/askonce.toml", "in.jsonl", "--task", "size")
+    askonce("worker", "conf/askonce.toml", "--burst", "--processes", "2")
+    assert len(named_replies(askonce, "size")) == 1
+
+
 def test_enqueue_refuses_bad_lines_and_takes_the_others(askonce: Askonce) -> None:
     lines: list[object] = [
         {"text": "hello", "id": "a"},

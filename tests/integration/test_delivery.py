@@ -4,6 +4,8 @@ What spans processes runs in processes (`Fleet`). Replies go to a named stream, 
 a second one out.
 """
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
@@ -21,9 +23,10 @@ from askonce_queue import Client, Job, Reply, names, queue_scripts
 from askonce_queue.embedded import EmbeddedStore
 from askonce_queue.queue_scripts import Lane
 from askonce_queue.reply import decode_replies
-from askonce_queue.scripts import run
+from askonce_queue.scripts import run, send
 from askonce_queue.store import connect
 from askonce_worker.pool import intake, sweep
+from askonce_worker.pool.reclaim import Reclaim
 from askonce_worker.pool.sweep import Sweep
 from tests.support.embedded_server import server_pid
 from tests.support.queue_worker import (
@@ -38,11 +41,12 @@ from tests.support.waiting import eventually
 from tests.support.worker_fleet import Fleet
 
 Store = redis.asyncio.Redis
+pytestmark = pytest.mark.usefixtures("store")  # every test begins with an empty store
 Entries = list[tuple[bytes, list[bytes]]]
 
 
 @pytest.fixture
-async def fleet(store_url: str, store: Store, tmp_path: Path) -> AsyncIterator[Fleet]:
+async def fleet(store_url: str, tmp_path: Path) -> AsyncIterator[Fleet]:
     async with Fleet(store_url, tmp_path) as one:
         yield one
 
@@ -57,7 +61,7 @@ async def enqueue(url: str, some: Sequence[Job], lane: str = "interactive") -> N
 
 
 async def entries_of(store: Store, stream: bytes) -> Entries:
-    return cast("Entries", await store.execute_command("XRANGE", stream, "-", "+"))
+    return cast("Entries", await send(store, "XRANGE", stream, "-", "+"))
 
 
 async def replies(store: Store) -> list[Reply]:
@@ -88,7 +92,7 @@ async def until_pending(store: Store, wanted: dict[str, int], lane: Lane = INTER
 async def consumers(store: Store, lane: Lane = INTERACTIVE) -> set[str]:
     rows = cast(
         "list[list[Any]]",
-        await store.execute_command("XINFO", "CONSUMERS", lane.stream, names.GROUP),
+        await send(store, "XINFO", "CONSUMERS", lane.stream, names.GROUP),
     )
     return {row[1].decode() for row in rows}
 
@@ -156,6 +160,7 @@ class TestDeath:
         assert {pid for pid, _ in fleet.calls()} == {first.pid}
         assert second.poll() is None
 
+    @pytest.mark.xfail(reason="deaths in groups count as deaths over each question of the group")
     async def test_one_poison_among_many(self, fleet: Fleet, store: Store) -> None:
         """One job ends every process that tries it. The others are answered; it is buried."""
         some = jobs(300)
@@ -191,9 +196,7 @@ class TestDeath:
 async def deliver_to(store: Store, consumer: str, lane: Lane = INTERACTIVE) -> None:
     """Let a consumer that never acts fetch everything in a lane."""
     await run(store, queue_scripts.ensure_group(lane))
-    await store.execute_command(
-        "XREADGROUP", "GROUP", names.GROUP, consumer, "STREAMS", lane.stream, ">"
-    )
+    await send(store, "XREADGROUP", "GROUP", names.GROUP, consumer, "STREAMS", lane.stream, ">")
 
 
 class TestDrain:
@@ -221,7 +224,7 @@ class TestDrain:
         await enqueue(fleet.url, some)
         await fleet.until_called(40)
         first.terminate()
-        await until_pending(store, {name: 40 for name in await pending(store)})
+        await until_pending(store, dict.fromkeys(await pending(store), 40))
         fleet.release()
         assert await asyncio.to_thread(first.wait) == 0
         await until_replied(store, some)
@@ -236,36 +239,35 @@ class TestDrain:
         await enqueue(store_url, some)
         for count in range(1, 5):
             async with echo_worker(store_url, model, drain_s=0.01).running():
-                await eventually(lambda count=count: len(model.asked) == 3 * count)
-        rows = await store.execute_command(
-            "XPENDING", INTERACTIVE.stream, names.GROUP, "-", "+", 10
-        )
+                await until_asked(model, 3 * count)
+        rows = await send(store, "XPENDING", INTERACTIVE.stream, names.GROUP, "-", "+", 10)
         assert [row[3] for row in rows] == [1, 1, 1]
         model.open.set()
         async with echo_worker(store_url, model).running():
             found = await until_replied(store, some)
         assert all(reply.answer is not None for reply in found)
 
+    @pytest.mark.xfail(reason="reclaim looks at the gate before its sleep, not after it")
     async def test_a_draining_worker_takes_nothing_over(
-        self, store_url: str, store: Store
+        self, store_url: str, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """It would take its own returned jobs back, and leave with them in hand."""
+        rounds: list[bool] = []
+        once = Reclaim.once
+
+        async def watched(self: Reclaim) -> None:
+            rounds.append(self._gate.stopping)
+            await once(self)
+
+        monkeypatch.setattr(Reclaim, "once", watched)
         model = EchoModel()
         model.open.clear()
-        mine, other = jobs(1, "mine", "m"), jobs(5)
-        await enqueue(store_url, mine)
-        worker = echo_worker(store_url, model, drain_s=1.5)
-        async with worker.running():
-            await eventually(lambda: model.asked)
-            await eventually(lambda: worker._beat.may_reclaim)
-            # From here on the worker drains, and finds a dead one's jobs.
-            draining = asyncio.ensure_future(worker._gate.stop())
-            await enqueue(store_url, other)
-            await deliver_to(store, "dead")
-            await draining
-        assert await pending(store) == {"dead": 5, "returned": 1}
-        model.open.set()
-        async with echo_worker(store_url, model).running():
-            await until_replied(store, mine + other)
+        some = jobs(1)
+        await enqueue(store_url, some)
+        async with echo_worker(store_url, model, drain_s=1.0).running():
+            await eventually(lambda: model.asked and rounds)
+        assert await pending(store) == {"returned": 1}
+        assert not any(rounds)
 
     async def test_the_consumer_leaves(self, store_url: str, store: Store) -> None:
         worker = echo_worker(store_url)
@@ -309,8 +311,8 @@ class TestStore:
         async with echo_worker(store_url, model).running():
             await enqueue(store_url, some)
             await eventually(lambda: len(model.asked) == 10)
-            await store.execute_command("XGROUP", "DESTROY", INTERACTIVE.stream, names.GROUP)
-            await store.execute_command("XGROUP", "DESTROY", BULK.stream, names.GROUP)
+            await send(store, "XGROUP", "DESTROY", INTERACTIVE.stream, names.GROUP)
+            await send(store, "XGROUP", "DESTROY", BULK.stream, names.GROUP)
             model.open.set()
             await until_replied(store, some)
             more = jobs(10, "more", "k")
@@ -410,8 +412,7 @@ class TestBadInput:
             await until_replied(store, some, timeout_s=3)
         (letter,) = await dead_letters(store)
         assert letter[b"code"] == b"undecodable"
-        keys = {key async for key in store.scan_iter("reply:*")}
-        assert keys == {names.replies("0", "@sink")}
+        assert await send(store, "KEYS", "reply:*") == [names.replies("0", "@sink")]
 
     @pytest.mark.xfail(reason="bury.lua acknowledges, then fails to unpack: no reply ever comes")
     async def test_a_job_with_thousands_of_fields_is_answered(
@@ -499,9 +500,7 @@ class TestStrays:
 
 
 class TestBackPressure:
-    async def test_a_worker_holds_no_more_than_it_may(
-        self, store_url: str, store: Store
-    ) -> None:
+    async def test_a_worker_holds_no_more_than_it_may(self, store_url: str, store: Store) -> None:
         model = EchoModel()
         model.open.clear()
         some = jobs(60)
@@ -519,10 +518,8 @@ class TestBackPressure:
             model.open.set()
             await until_replied(store, some + jobs(1, "late", "l"))
 
-    @pytest.mark.xfail(reason="COUNT is per stream: a fetch may take batch × lanes deliveries")
-    async def test_the_bound_is_for_all_lanes_together(
-        self, store_url: str, store: Store
-    ) -> None:
+    @pytest.mark.xfail(reason="COUNT is per stream: a fetch may take batch times lanes deliveries")
+    async def test_the_bound_is_for_all_lanes_together(self, store_url: str) -> None:
         model = EchoModel()
         model.open.clear()
         some, other = jobs(40), jobs(40, "bulk", "b")
@@ -539,10 +536,24 @@ class TestBackPressure:
 
 class TestSweep:
     @staticmethod
-    def of(store: Store, **options: Any) -> Sweep:
-        given = {"every_s": 3600.0, "client_retain_s": 60.0} | options
-        return Sweep(store, [INTERACTIVE, BULK], **given)
+    def of(store: Store, client_retain_s: float = 60.0) -> Sweep:
+        lanes = [INTERACTIVE, BULK]
+        return Sweep(store, lanes, every_s=3600.0, client_retain_s=client_retain_s)
 
+    @pytest.mark.xfail(reason="XINFO's rows are raw lists: the sweep's TypeError ends the worker")
+    async def test_a_worker_outlives_its_sweep(self, store_url: str, store: Store) -> None:
+        worker = echo_worker(store_url, sweep_every_s=0.05)
+        async with worker.running():
+            await send(store, "XGROUP", "CREATECONSUMER", INTERACTIVE.stream, names.GROUP, "dead")
+
+            async def swept() -> bool:
+                return "dead" not in await consumers(store)
+
+            await eventually(swept, timeout_s=3)
+            await enqueue(store_url, jobs(3))
+            await until_replied(store, jobs(3))
+
+    @pytest.mark.xfail(reason="XINFO's rows are raw lists")
     async def test_dead_consumers_go_when_they_hold_nothing(
         self, store_url: str, store: Store
     ) -> None:
@@ -551,15 +562,14 @@ class TestSweep:
             await enqueue(store_url, jobs(1))
             await until_replied(store, jobs(1))
             for lane in (INTERACTIVE, BULK):
-                await store.execute_command(
-                    "XGROUP", "CREATECONSUMER", lane.stream, names.GROUP, "dead"
-                )
+                await send(store, "XGROUP", "CREATECONSUMER", lane.stream, names.GROUP, "dead")
             await store.hset(names.beats("0", "default"), "dead", 1)
             assert await self.of(store).once() == 1
             assert await consumers(store) == await consumers(store, BULK) == {worker.consumer}
             beats = cast("list[bytes]", await store.hkeys(names.beats("0", "default")))
             assert beats == [worker.consumer.encode()]
 
+    @pytest.mark.xfail(reason="XINFO's rows are raw lists")
     async def test_a_dead_consumer_that_holds_something_stays(
         self, store_url: str, store: Store
     ) -> None:
@@ -584,14 +594,15 @@ class TestSweep:
         assert await store.hkeys(INTERACTIVE.ids) == [b"c/there"]
         assert not await store.exists(names.solo("0", "default"))
 
-    async def test_young_records_wait(self, store_url: str, store: Store) -> None:
+    async def test_young_records_wait(self, store: Store) -> None:
         """Their job may be settled by a script that runs between ours."""
         for lane in (INTERACTIVE, BULK):
             await run(store, queue_scripts.ensure_group(lane))
-        seconds, _ = cast("tuple[int, int]", await store.time())
+        seconds, _ = await store.time()
         await store.hset(INTERACTIVE.ids, "c/1", f"interactive/{seconds * 1000}-0")
         assert await self.of(store).once() == 0
 
+    @pytest.mark.xfail(reason="XINFO's rows are raw lists")
     async def test_leases_and_tries_of_the_dead(
         self, fleet: Fleet, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -613,10 +624,9 @@ class TestSweep:
     async def test_clients_that_vanished(self, store_url: str, store: Store) -> None:
         for lane in (INTERACTIVE, BULK):
             await run(store, queue_scripts.ensure_group(lane))
-        async with echo_worker(store_url).running():
-            async with Client(store_url, name="gone") as client:
-                await client.enqueue_many(jobs(3))
-                await until_empty(store)
+        async with echo_worker(store_url).running(), Client(store_url, name="gone") as client:
+            await client.enqueue_many(jobs(3))
+            await until_empty(store)
         stream = names.replies("0", "gone")
         assert await self.of(store).once() == 0
         assert await store.exists(stream)
@@ -634,6 +644,10 @@ class TestSweep:
         async with echo_worker(store_url).running():
             await until_empty(store)
         assert not await store.exists(names.replies("0", "gone"))
+
+
+async def until_asked(model: EchoModel, count: int) -> None:
+    await eventually(lambda: len(model.asked) == count)
 
 
 async def until_empty(store: Store) -> None:

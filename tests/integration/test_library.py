@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime as dt
 import json
@@ -401,6 +402,22 @@ async def test_a_cache_that_is_not_open(store_url: str, *, opened: bool) -> None
             pass
     with pytest.raises(AskonceError, match="open"):
         await asyncio.wait_for(cache.get_or_call("f", 1, Calls()), 0.2)
+
+
+async def test_a_cache_whose_resolver_has_failed(store_url: str) -> None:
+    """Whatever the fault was: nobody waits for ever, then or later."""
+    cache = AnswerCache(store_url)
+    with contextlib.suppress(asyncio.CancelledError):
+        async with cache:
+            calls = Calls(closed=True)
+            waiting = asyncio.create_task(cache.get_or_call("f", 1, calls))
+            await eventually(lambda: calls.count)
+            assert cache._host._task is not None
+            cache._host._task.cancel()
+            with pytest.raises(CallFailed):
+                await soon(waiting)
+            with pytest.raises(AskonceError):
+                await asyncio.wait_for(cache.get_or_call("f", 2, Calls()), 0.5)
 
 
 # --- opening ---------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The server did it, but the reply was lost: nobody may lose a job by it, or get two replies."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
@@ -14,6 +16,7 @@ import redis.asyncio
 from askonce_queue import Client, Job, Reply, StoreUnavailable, answer_scripts, names
 from askonce_queue import queue_scripts as queue
 from askonce_queue.reply import decode_replies
+from askonce_queue.scripts import Script, send
 from askonce_queue.store import RETRIES
 from askonce_worker.pool import intake
 from tests.support.proxy import Command, Fault, Proxy, named, script
@@ -28,6 +31,7 @@ from tests.support.queue_worker import (
 from tests.support.waiting import eventually
 
 Store = redis.asyncio.Redis
+pytestmark = pytest.mark.usefixtures("store")  # every test begins with an empty store
 EVERY_TRY = RETRIES + 1
 
 
@@ -41,7 +45,7 @@ def jobs(amount: int) -> list[Job]:
     return [Job(task="echo", text=f"text {n}", id=f"j{n}") for n in range(amount)]
 
 
-def add_fault(proxy: Proxy, kind: str, bound: queue.Script, times: int = 1) -> Fault:
+def add_fault(proxy: Proxy, kind: str, bound: Script, times: int = 1) -> Fault:
     add = proxy.drop_reply if kind == "drop" else proxy.cut_reply
     return add(script(bound), times=times)
 
@@ -52,7 +56,7 @@ async def named_replies(store: Store, amount: int) -> list[Reply]:
     async def all_of() -> list[Reply]:
         entries = cast(
             "list[tuple[bytes, list[bytes]]]",
-            await store.execute_command("XRANGE", names.replies("0", "@sink"), "-", "+"),
+            await send(store, "XRANGE", names.replies("0", "@sink"), "-", "+"),
         )
         found = [reply for _, fields in entries for reply in decode_replies(fields[3])[0]]
         enough = len(found) >= amount and await backlog(store) == 0
@@ -229,7 +233,7 @@ class TestEveryTry:
             assert model.asked == ["text 0"]
             assert not await store.exists(names.leases("0"))
 
-    async def test_fill(self, proxy: Proxy, store_url: str, store: Store) -> None:
+    async def test_fill(self, proxy: Proxy, store_url: str) -> None:
         """The answer was written; this worker does not know, and replies all the same."""
         model = EchoModel()
         proxy.drop_reply(script(answer_scripts._FILL), times=EVERY_TRY)
@@ -313,21 +317,18 @@ class TestEveryTry:
 async def deliver_to_the_dead(store: Store, lane: queue.Lane = INTERACTIVE, times: int = 1) -> None:
     """Let a worker that is dead have fetched all jobs of a lane, `times` times."""
     stream = lane.stream
-    await store.execute_command("XGROUP", "CREATE", stream, names.GROUP, "0")
+    await send(store, "XGROUP", "CREATE", stream, names.GROUP, "0")
     for _ in range(times):
-        await store.execute_command(
-            "XREADGROUP", "GROUP", names.GROUP, "dead", "STREAMS", stream, ">"
-        )
-        ids = await store.execute_command("XPENDING", stream, names.GROUP, "-", "+", 1000)
-        await store.execute_command(
+        await send(store, "XREADGROUP", "GROUP", names.GROUP, "dead", "STREAMS", stream, ">")
+        ids = await send(store, "XPENDING", stream, names.GROUP, "-", "+", 1000)
+        await send(
+            store,
             *("XCLAIM", stream, names.GROUP, "dead", 0, *[row[0] for row in ids]),
             *("RETRYCOUNT", times),
         )
 
 
-async def test_a_reply_that_is_late_changes_nothing(
-    proxy: Proxy, store_url: str, store: Store
-) -> None:
+async def test_a_reply_that_is_late_changes_nothing(proxy: Proxy, store_url: str) -> None:
     fault = proxy.delay_reply(script(queue._SETTLE))
     worker = echo_worker(proxy.url)
     async with worker.running(), Client(store_url) as client:
@@ -344,7 +345,7 @@ async def test_a_reply_that_is_late_changes_nothing(
 
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_one_reply_in_thirty_is_lost_everywhere(
-    proxy: Proxy, store_url: str, store: Store, seed: int, monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy, store: Store, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intake, "STRAY_CHECK_S", 0.2)
     monkeypatch.setattr(intake, "STRAY_IDLE_MS", 200)

@@ -6,10 +6,11 @@ import asyncio
 from typing import Any
 
 from askonce_queue.queue_scripts import Lane
-from askonce_queue.scripts import AsyncStore
+from askonce_queue.reply import Answer
+from askonce_queue.scripts import AsyncStore, send
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.config import WorkerConfig
-from askonce_worker.models.protocol import Answer, Model, Prompt, Question
+from askonce_worker.models.protocol import Model, Prompt, Question
 from askonce_worker.pool.worker import Worker
 from askonce_worker.tasks import Backend, Task
 
@@ -70,5 +71,5 @@ async def backlog(store: AsyncStore, lane: Lane = INTERACTIVE) -> int:
 
 async def pending(store: AsyncStore, lane: Lane = INTERACTIVE) -> dict[str, int]:
     """Consumer → deliveries pending to it."""
-    rows: list[Any] = await store.execute_command("XPENDING", lane.stream, "workers")
+    rows: list[Any] = await send(store, "XPENDING", lane.stream, "workers")
     return {name.decode(): int(count) for name, count in rows[3] or ()}

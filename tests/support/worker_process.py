@@ -7,6 +7,8 @@ Prints "ready" when it serves; SIGTERM drains it. Every model call is a line `pi
 the process as a segmentation fault would.
 """
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
@@ -33,7 +35,7 @@ def model(folder: Path) -> PythonModel:
         os.write(calls, f"{os.getpid()} {text}\n".encode())
         if text.startswith("die"):
             os._exit(139)
-        while text.startswith("hold") and not (folder / "release").exists():
+        while text.startswith("hold") and not (folder / "release").exists():  # noqa: ASYNC110 -- a file is the only signal here
             await asyncio.sleep(0.01)
         return text.upper()
 

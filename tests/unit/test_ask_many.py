@@ -1,5 +1,7 @@
 """The window of `ask_many`, against the real ledger and a queue that says what a test wants."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio

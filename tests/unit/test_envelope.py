@@ -33,7 +33,8 @@ def test_every_field() -> None:
 
 
 def test_no_fields() -> None:
-    for fields in (None, []):
+    nothing: list[list[bytes] | None] = [None, []]
+    for fields in nothing:
         envelope = read_envelope(ID, fields)
         assert envelope.problem == "the entry has no fields"
         assert envelope.address == ""

@@ -1,5 +1,7 @@
 """A client's books, without any I/O."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -31,7 +31,7 @@ def test_an_answer_and_an_error() -> None:
             WireReply(id="2", error=ErrorInfo("unknown_task", "no task 'x'")),
         ]
     )
-    assert raw in wire
+    assert bytes(raw) in wire
     answer = Answer(label="spam", score=0.5, usage=Usage(input_tokens=3))
     replies = [
         Reply(id="1", answer=answer, source="store", age_s=1.5, took_ms=7),

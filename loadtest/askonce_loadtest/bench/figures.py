@@ -54,6 +54,7 @@ FIGURES = (
     Figure("latency_ms_p50", "open loop, from the intended start, warm"),
     Figure("latency_ms_p99", "open loop, from the intended start, warm"),
     Figure("latency_ms_max", "open loop, from the intended start, warm"),
+    Figure("latency_late_ms_p99", "of these: how late the busy machine let jobs be sent"),
     Figure("stampede_calls", "model calls for the cold keys", max),
     Figure("stampede_asks", "asks that they answered"),
     Figure("stampede_s", "first ask → last answer, s"),

@@ -45,8 +45,10 @@ async def paced(order: Order) -> AsyncGenerator[Steps]:
             texts = zipf_texts(plan.texts, plan.exponent, plan.paced_jobs, plan.seed)
             rng = random.Random(plan.seed)
             took_s: list[float] = []
+            late_s: list[float] = []
 
             async def ask(text: str, due: float) -> None:
+                late_s.append(time.perf_counter() - due)
                 check_reply(await client.ask(job(text)))
                 took_s.append(time.perf_counter() - due)
 
@@ -57,10 +59,12 @@ async def paced(order: Order) -> AsyncGenerator[Steps]:
                     await anyio.sleep(max(0.0, due - time.perf_counter()))
                     tasks.start_soon(ask, text, due)
             took_s.sort()
+            late_s.sort()
             return {
                 "latency_ms_p50": percentile(took_s, 0.50) * 1e3,
                 "latency_ms_p99": percentile(took_s, 0.99) * 1e3,
                 "latency_ms_max": took_s[-1] * 1e3,
+                "latency_late_ms_p99": percentile(late_s, 0.99) * 1e3,
             }
 
         yield {"warm_up": warm_up, "ask_all": ask_all}

@@ -8,6 +8,7 @@ Those modules are imported when their command runs: `askonce --help` waits for n
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -299,4 +300,7 @@ def doctor(config: ConfigFile, as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Run the command line; ends the process."""
+    # Python models may live in the working directory; last, so that it shadows no installed package.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     app(prog_name="askonce")

@@ -92,8 +92,9 @@ async def _supervise(
     options: Options, settings: Settings, style: log.Style, signals: Signals
 ) -> int:
     """Have others be the workers; hold the embedded store for them."""
-    command = [sys.executable, "-m", "askonce_worker", "worker", str(options.config.absolute())]
-    command += ["--log", style, "--supervised", *(["--burst"] if options.burst else [])]
+    # -P: what lies in the working directory does not come before installed packages.
+    command = [sys.executable, "-P", "-m", "askonce_worker", "worker"]
+    command += [str(options.config.absolute()), "--log", style, "--supervised", *(["--burst"] if options.burst else [])]
     supervisor = Supervisor(
         command,
         options.processes,

@@ -8,8 +8,8 @@ harmless, so every failure is simply repeated.
 from __future__ import annotations
 
 import random
-from collections import defaultdict
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import anyio
 import structlog
@@ -29,6 +29,9 @@ RETRY_S = (0.05, 2.0)
 MOST_CALLS = 8
 """Most chunks in one round trip: bounds the time until its first reply is out."""
 
+Settled = tuple[Delivery, WireReply]
+T = TypeVar("T")
+
 log = structlog.get_logger("askonce.outbox")
 
 
@@ -43,7 +46,7 @@ class Outbox:
         self._clock = clock
         self._counters = counters
         self._max_dead = max_dead
-        self._waiting: list[tuple[Delivery, WireReply]] = []
+        self._waiting: list[Settled] = []
         self._bad: list[tuple[Lane, Bad]] = []
         self._writing = False
         self._bell = anyio.Event()
@@ -93,18 +96,16 @@ class Outbox:
         for lane, one in bad:
             await self._bury(lane, one)
 
-    async def _settle(self, batch: list[tuple[Delivery, WireReply]]) -> None:
+    async def _settle(self, batch: list[Settled]) -> None:
         now_ms = self._clock.wall_ms()
-        by_lane: defaultdict[Lane, list[tuple[Delivery, WireReply]]] = defaultdict(list)
-        for one in batch:
-            by_lane[one[0].lane].append(one)
+        by_lane = _split(batch, lambda delivery: delivery.lane)
         calls: list[Call] = []
-        parts: list[list[tuple[Delivery, WireReply]]] = []
+        parts: list[list[Settled]] = []
         for lane, settled in by_lane.items():
             for start in range(0, len(settled), CHUNK):
                 part = settled[start : start + CHUNK]
                 parts.append(part)
-                calls.append(queue_scripts.settle(lane, _groups(part, now_ms)))
+                calls.append(queue_scripts.settle(lane, _groups(part, int(now_ms))))
         results = await self._until_done(calls)
         for part, counted in zip(parts, results, strict=True):
             self._held.remove(part[0][0].lane, [delivery.entry_id for delivery, _ in part])
@@ -165,15 +166,30 @@ class Outbox:
             delay_s = min(RETRY_S[1], 2 * delay_s)
 
 
-def _groups(part: list[tuple[Delivery, WireReply]], now_ms: float) -> list[SettleGroup]:
-    by_address: defaultdict[str, list[tuple[Delivery, WireReply]]] = defaultdict(list)
-    for one in part:
-        by_address[one[0].address].append(one)
+def _split(batch: list[Settled], by: Callable[[Delivery], T]) -> dict[T, list[Settled]]:
+    """Split by lane or address. Neighbours mostly share both, so look up only what changes."""
+    parts: dict[T, list[Settled]] = {}
+    last: T | None = None
+    part: list[Settled] = []
+    for one in batch:
+        value = by(one[0])
+        if value != last or not parts:
+            part = parts.setdefault(value, [])
+            last = value
+        part.append(one)
+    return parts
+
+
+def _groups(part: list[Settled], now_ms: int) -> list[SettleGroup]:
     groups: list[SettleGroup] = []
-    for address, settled in by_address.items():
+    for address, settled in _split(part, lambda delivery: delivery.address).items():
+        prefix, took_ms = b"?", 0
         for delivery, reply in settled:
-            enqueued_ms = int(delivery.entry_id.partition(b"-")[0])
-            reply.took_ms = max(0, int(now_ms) - enqueued_ms)
+            # Jobs of one enqueue call have the same time in their ids.
+            if not delivery.entry_id.startswith(prefix):
+                enqueued_ms, dash, _ = delivery.entry_id.partition(b"-")
+                prefix, took_ms = enqueued_ms + dash, max(0, now_ms - int(enqueued_ms))
+            reply.took_ms = took_ms
         groups.append(
             SettleGroup(
                 address,
