@@ -25,7 +25,7 @@ MAX_TAG_CHARS = 200
 MAX_TENANT_CHARS = 200
 
 
-class Payload(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+class Payload(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """The JSON part of a job: exactly one of `text` and `messages`.
 
     `params` are further request parameters for the model. Whatever stands in them is part of the
@@ -38,7 +38,7 @@ class Payload(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     params: Json | None = None
 
 
-class Job(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
+class Job(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """One request to a task, as producers write it.
 
     Exactly one of `text` (str) and `messages` (chat messages, `{"role", "content"}`) is given.

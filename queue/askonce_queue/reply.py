@@ -35,14 +35,14 @@ ErrorCode = Literal[
 """The code of a failed job. Stable: extend, don't rename."""
 
 
-class Usage(msgspec.Struct, omit_defaults=True, frozen=True):
+class Usage(msgspec.Struct, omit_defaults=True, frozen=True, gc=False):
     """Tokens that a model call used, as its API reported them."""
 
     input_tokens: int = 0
     output_tokens: int = 0
 
 
-class Answer(msgspec.Struct, omit_defaults=True, frozen=True):
+class Answer(msgspec.Struct, omit_defaults=True, frozen=True, gc=False):
     """A validated result: only fields we read, never an SDK object.
 
     `label` is one of the task's labels, or free text for a task without labels. `score` and
@@ -59,7 +59,7 @@ class Answer(msgspec.Struct, omit_defaults=True, frozen=True):
     usage: Usage | None = None
 
 
-class ErrorInfo(msgspec.Struct, frozen=True):
+class ErrorInfo(msgspec.Struct, frozen=True, gc=False):
     """Why a job has no answer: a stable `code` and a message for people.
 
     `code` is one of `ErrorCode`, or one that a newer worker knows.
@@ -69,7 +69,7 @@ class ErrorInfo(msgspec.Struct, frozen=True):
     message: str
 
 
-class Reply(msgspec.Struct, omit_defaults=True, kw_only=True):
+class Reply(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
     """The one reply to a job: `answer` or `error`, never both, never neither.
 
     `source` is one of `Source`, or one that a newer worker knows; None for an error.
@@ -85,7 +85,7 @@ class Reply(msgspec.Struct, omit_defaults=True, kw_only=True):
     took_ms: int = 0
 
 
-class WireReply(msgspec.Struct, omit_defaults=True, kw_only=True):
+class WireReply(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
     """`Reply` as a worker writes it: the answer's JSON is copied, not built again for each hit."""
 
     id: str

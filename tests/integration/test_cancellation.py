@@ -196,7 +196,6 @@ def both_are_asked(model: StepModel) -> bool:
     return model.total >= 2
 
 
-@pytest.mark.xfail(reason="bug: leases granted to a look-up that was cancelled are not given back")
 async def test_a_resolver_cancelled_at_any_step_of_its_look_ups(
     store: redis.asyncio.Redis, store_url: str
 ) -> None:

@@ -150,6 +150,28 @@ async def test_an_answer_carries_the_tags_of_all_who_waited(
             assert model.total == 2
 
 
+async def test_who_joins_while_the_answer_is_written_has_its_tags_in_it(
+    store: redis.asyncio.Redis, store_url: str
+) -> None:
+    model = StepModel(closed=True)
+    task = make_task(model)
+    async with resolvers_on(store_url, 2) as (first, second):
+        leader = Waiter(task, "x")
+        first.resolve([leader])
+        await eventually(partial(is_asked, model))
+        model.open()
+        await step_until(lambda: bool(first._fills._finished))
+        await step_until(lambda: not first._fills._finished)
+        assert len(first.flights) == 1  # the fill is under way
+        joiner = Waiter(task, "x", tags=["late"])
+        first.resolve([joiner])
+        await leader.outcome()
+        assert (await joiner.outcome()).label == "a"
+        await invalidate(store, "late")
+        model.label = "b"
+        assert (await ask(second, task, "x", tags=["late"])).label == "b"
+
+
 async def test_many_tags(store: redis.asyncio.Redis, store_url: str) -> None:
     model = StepModel()
     task = make_task(model)
@@ -190,11 +212,7 @@ async def test_more_tags_than_a_worker_remembers(
         (350, "user {}"),
         (8000, "user {}"),
         (800, "user {} " + "é" * 150),
-        pytest.param(
-            350,
-            "user {} " + "é" * 150,
-            marks=pytest.mark.xfail(reason="bug: Fills counts characters of tags, not bytes"),
-        ),
+        (350, "user {} " + "é" * 150),
     ],
 )
 async def test_an_answer_with_the_tags_of_very_many_askers(

@@ -60,6 +60,30 @@ class Fills:
             await self._write(batch)
 
     async def _write(self, batch: Sequence[_Finished]) -> None:
+        by_shard = await self._fillable(batch)
+        if not by_shard:
+            return
+        fills = {shard: [_fill(one) for one in group] for shard, group in by_shard.items()}
+        for group in by_shard.values():
+            for finished in group:
+                # A renewal that overtakes the fill's reply would take the lease for lost.
+                self._leases.drop(finished.flight)
+        try:
+            with anyio.CancelScope(shield=True):
+                written = await self._tier.fill(fills)
+        except StoreUnavailable as error:
+            log.warning("answers could not be kept", answers=len(batch), error=str(error))
+            written = dict.fromkeys(by_shard)
+        for shard, group in by_shard.items():
+            result = written[shard]
+            if result is None:
+                await self._give_back(shard, group)
+            letters = result[1] if result else "u" * len(group)
+            for finished, letter in zip(group, letters, strict=True):
+                self._land(finished, _ENDS.get(letter, FlightEnd.UNKEPT))
+
+    async def _fillable(self, batch: Sequence[_Finished]) -> dict[int, list[_Finished]]:
+        """The answers that may be kept, by shard; the flights of the others land."""
         by_shard: defaultdict[int, list[_Finished]] = defaultdict(list)
         for finished in batch:
             flight = finished.flight
@@ -71,22 +95,7 @@ class Fills:
                 self._land(finished, FlightEnd.UNKEPT)
             else:
                 by_shard[flight.shard].append(finished)
-        if not by_shard:
-            return
-        try:
-            written = await self._tier.fill(
-                {shard: [_fill(one) for one in group] for shard, group in by_shard.items()}
-            )
-        except StoreUnavailable as error:
-            log.warning("answers could not be kept", answers=len(batch), error=str(error))
-            written = dict.fromkeys(by_shard)
-        for shard, group in by_shard.items():
-            result = written[shard]
-            if result is None:
-                await self._give_back(shard, group)
-            letters = result[1] if result else "u" * len(group)
-            for finished, letter in zip(group, letters, strict=True):
-                self._land(finished, _ENDS.get(letter, FlightEnd.UNKEPT))
+        return by_shard
 
     async def _give_back(self, shard: int, group: Sequence[_Finished]) -> None:
         """The store took no answers (memory pressure): let others lead."""

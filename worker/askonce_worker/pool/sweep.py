@@ -121,8 +121,9 @@ class Sweep:
                 self._store, "XINFO", "CONSUMERS", lane.stream, names.GROUP
             )
             for row in rows:
-                name: bytes = row["name"]
-                known[name] = known.get(name, 0) + int(row["pending"])
+                fields = dict(zip(row[::2], row[1::2], strict=True))
+                name: bytes = fields[b"name"]
+                known[name] = known.get(name, 0) + int(fields[b"pending"])
         for name, pending in known.items():
             if pending == 0 and name != names.RETURNED:
                 removed += int(
