@@ -52,7 +52,7 @@ def build_stream(task: str, limit: int | None) -> Stream:
     lines = gzip.decompress((DATA / "trace.jsonl.gz").read_bytes())
     keys = [line.key for line in msgspec.json.Decoder(TraceLine).decode_lines(lines)][:limit]
     examples = read_examples(f"{task}_test")
-    random.Random(SEED).shuffle(examples)  # noqa: S311  # repeatable, not secret
+    random.Random(SEED).shuffle(examples)  # repeatable, not secret
     return Stream(task, [examples[key] for key in keys])
 
 

@@ -1,0 +1,1 @@
+"""Measure askonce, and stand in for what it talks to."""

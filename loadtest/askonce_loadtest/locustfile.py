@@ -114,7 +114,7 @@ def zipf_texts(distinct: int, exponent: float, seed: str) -> Iterator[str]:
 
     The same arguments give the same texts in the same order.
     """
-    chance = random.Random(seed)  # noqa: S311  # repeatable, not secret
+    chance = random.Random(seed)  # repeatable, not secret
     texts = [f"I have question {rank} about my card" for rank in range(1, distinct + 1)]
     weights = list(itertools.accumulate(rank**-exponent for rank in range(1, distinct + 1)))
     while True:

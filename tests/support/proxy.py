@@ -121,11 +121,13 @@ class Proxy:
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            # All that must happen comes before the first await: this may be cancelled twice.
+            for end in (writer, above_writer):
+                end.close()
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
             for end in (writer, above_writer):
-                end.close()
                 with contextlib.suppress(OSError):
                     await end.wait_closed()
 

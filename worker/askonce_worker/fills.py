@@ -68,12 +68,12 @@ class Fills:
             for finished in group:
                 # A renewal that overtakes the fill's reply would take the lease for lost.
                 self._leases.drop(finished.flight)
+        written: dict[int, tuple[float, str] | None] = dict.fromkeys(by_shard)
         try:
             with anyio.CancelScope(shield=True):
                 written = await self._tier.fill(fills)
         except StoreUnavailable as error:
             log.warning("answers could not be kept", answers=len(batch), error=str(error))
-            written = dict.fromkeys(by_shard)
         for shard, group in by_shard.items():
             result = written[shard]
             if result is None:

@@ -138,14 +138,13 @@ class WaitingRoom:
             for start in range(0, len(group), BATCH)
         ]
         batches = [self._batch(part) for part in parts]
-        answers: list[list[Result]]
+        answers: list[list[Result]] = [[None] * len(part) for part in parts]
         try:
             # Cancelled between the grant and its news, leases would be nobody's until they run out.
             with anyio.CancelScope(shield=True):
                 answers = await self._tier.look_up(batches)
         except StoreUnavailable as error:
             log.warning("look-up failed", flights=len(due), error=str(error))
-            answers = [[None] * len(part) for part in parts]
         for part, batch, results in zip(parts, batches, answers, strict=True):
             taken = sum(map(self._sort, part, results))
             for _ in range(batch.max_new_leases - taken):
@@ -210,13 +209,14 @@ class WaitingRoom:
                 backend.in_flight += 1
                 impatient[flight.shard].append(flight)
         for shard, waiters in impatient.items():
+            results: list[Result] = [None] * len(waiters)
             try:
                 with anyio.CancelScope(shield=True):
                     results = await self._tier.take_over(
                         shard, [(f.key, f.busy_token or b"") for f in waiters]
                     )
-            except StoreUnavailable:
-                results = [None] * len(waiters)
+            except StoreUnavailable as error:
+                log.warning("takeover failed", flights=len(waiters), error=str(error))
             for flight, result in zip(waiters, results, strict=True):
                 if isinstance(result, Leased):
                     flight.hold(result)

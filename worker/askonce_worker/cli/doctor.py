@@ -17,6 +17,7 @@ import msgspec
 import typer
 from redis.exceptions import RedisError
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from askonce_queue.errors import AskonceError, ConfigError
@@ -90,7 +91,7 @@ async def _run(options: Options, _signals: Signals) -> int:
 
 
 def _configuration(path: Path, tasks: int, models: int) -> Check:
-    found = f"{path}: {tasks} tasks, {models} models"
+    found = f"{path}: tasks: {tasks}, models: {models}"
     if tasks == 0:
         return Check("configuration", "warn", f"{found}; add [tasks.NAME] to have something to ask")
     return Check("configuration", "ok", found)
@@ -102,11 +103,15 @@ def _show(checks: list[Check], *, as_json: bool) -> None:
         typer.echo(msgspec.json.format(msgspec.json.encode(report)))
         return
     console = Console(highlight=False)
+    table = Table.grid(padding=(0, 2, 0, 0))
     width = max(len(check.name) for check in checks)
     for check in checks:
         sign, style = _SIGNS[check.status]
-        head = Text.assemble((sign, style), f"  {check.name:<{width}}  ")
-        console.print(head + Text(check.message), soft_wrap=True)
+        table.add_row(Text(sign, style), check.name, Text(check.message))
+        if not console.is_terminal:  # a line each, for grep
+            typer.echo(f"{sign}  {check.name:<{width}}  {check.message}")
+    if console.is_terminal:
+        console.print(table)
 
 
 # The store
@@ -251,6 +256,6 @@ def _check_prompts(settings: Settings) -> list[Check]:
         if not findings:
             checks.append(Check(f"prompt {name}", "ok", "nothing that changes with time or user"))
         for what, text in findings:
-            advice = "whenever the prompt changes, every question is asked again"
-            checks.append(Check(f"prompt {name}", "warn", f"has {what} ({text!r}): {advice}"))
+            message = f"has {what} ({text!r}): each time that changes, all is asked again"
+            checks.append(Check(f"prompt {name}", "warn", message))
     return checks

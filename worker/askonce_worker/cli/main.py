@@ -7,7 +7,6 @@ Those modules are imported when their command runs: `askonce --help` waits for n
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +22,7 @@ from askonce_worker.cli.arguments import (
     LaneName,
     LogStyle,
     TaskName,
+    Version,
 )
 
 
@@ -48,24 +48,9 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        try:
-            version = importlib.metadata.version("askonce")
-        except importlib.metadata.PackageNotFoundError:
-            version = "(not installed)"
-        typer.echo(f"askonce {version}")
-        raise typer.Exit
-
-
 @app.callback()
 def options(
-    _version: Annotated[
-        bool,
-        typer.Option(
-            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
-        ),
-    ] = False,
+    _version: Version = False,
 ) -> None:
     """Hold what comes before the command."""
 
@@ -300,7 +285,7 @@ def doctor(config: ConfigFile, as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Run the command line; ends the process."""
-    # Python models may live in the working directory; last, so that it shadows no installed package.
+    # Python models may live in the working directory; last, so that it shadows no package.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     app(prog_name="askonce")

@@ -94,7 +94,13 @@ async def _supervise(
     """Have others be the workers; hold the embedded store for them."""
     # -P: what lies in the working directory does not come before installed packages.
     command = [sys.executable, "-P", "-m", "askonce_worker", "worker"]
-    command += [str(options.config.absolute()), "--log", style, "--supervised", *(["--burst"] if options.burst else [])]
+    command += [
+        str(options.config.absolute()),
+        "--log",
+        style,
+        "--supervised",
+        *(["--burst"] if options.burst else []),
+    ]
     supervisor = Supervisor(
         command,
         options.processes,
