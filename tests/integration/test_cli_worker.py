@@ -93,6 +93,15 @@ def test_enqueue_refuses_bad_lines_and_takes_the_others(askonce: Askonce) -> Non
     assert backlog(askonce, "interactive") == 2
 
 
+def test_an_id_that_is_in_use_is_refused_and_its_neighbours_are_not(askonce: Askonce) -> None:
+    lines = [{"text": f"text {i}", "id": f"{i}"} for i in range(600)]
+    askonce.write("in.jsonl", [*lines, {"text": "other", "id": "3"}, {"text": "more"}])
+    done = askonce(*ENQUEUE, code=1)
+    assert done.stdout.splitlines()[0] == "601 jobs enqueued"
+    assert "id '3': in use" in done.stderr
+    assert backlog(askonce) == 601
+
+
 def test_enqueue_waits_for_a_full_queue_or_ends(askonce: Askonce) -> None:
     askonce.configure(CONFIG + "max_backlog = 5\n")
     askonce.write("in.jsonl", [{"text": f"text {i}"} for i in range(12)])

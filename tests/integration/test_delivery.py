@@ -146,6 +146,7 @@ class TestDeath:
         first = await fleet.start()
         await enqueue(fleet.url, some)
         await fleet.until_called(5)
+        held = await pending(store)
         second = await fleet.start()
         beats = 0
         seen: set[bytes] = set()
@@ -153,8 +154,8 @@ class TestDeath:
             now = cast("list[bytes]", await store.hvals(names.beats("0", "default")))
             beats += len(set(now) - seen) > 0
             seen |= set(now)
+            assert await pending(store) == held
             await asyncio.sleep(0.05)
-        assert list((await pending(store)).values()) == [5]
         fleet.release()
         await until_replied(store, some)
         assert {pid for pid, _ in fleet.calls()} == {first.pid}
@@ -256,8 +257,9 @@ class TestDrain:
         once = Reclaim.once
 
         async def watched(self: Reclaim) -> None:
-            rounds.append(self._gate.stopping)
+            stopping = self._gate.stopping
             await once(self)
+            rounds.append(stopping)
 
         monkeypatch.setattr(Reclaim, "once", watched)
         model = EchoModel()
@@ -265,7 +267,7 @@ class TestDrain:
         some = jobs(1)
         await enqueue(store_url, some)
         async with echo_worker(store_url, model, drain_s=1.0).running():
-            await eventually(lambda: model.asked and rounds)
+            await eventually(lambda: model.asked and rounds)  # and sleeps before the next round
         assert await pending(store) == {"returned": 1}
         assert not any(rounds)
 
@@ -540,7 +542,6 @@ class TestSweep:
         lanes = [INTERACTIVE, BULK]
         return Sweep(store, lanes, every_s=3600.0, client_retain_s=client_retain_s)
 
-    @pytest.mark.xfail(reason="XINFO's rows are raw lists: the sweep's TypeError ends the worker")
     async def test_a_worker_outlives_its_sweep(self, store_url: str, store: Store) -> None:
         worker = echo_worker(store_url, sweep_every_s=0.05)
         async with worker.running():
@@ -553,7 +554,6 @@ class TestSweep:
             await enqueue(store_url, jobs(3))
             await until_replied(store, jobs(3))
 
-    @pytest.mark.xfail(reason="XINFO's rows are raw lists")
     async def test_dead_consumers_go_when_they_hold_nothing(
         self, store_url: str, store: Store
     ) -> None:
@@ -569,7 +569,6 @@ class TestSweep:
             beats = cast("list[bytes]", await store.hkeys(names.beats("0", "default")))
             assert beats == [worker.consumer.encode()]
 
-    @pytest.mark.xfail(reason="XINFO's rows are raw lists")
     async def test_a_dead_consumer_that_holds_something_stays(
         self, store_url: str, store: Store
     ) -> None:
@@ -602,7 +601,6 @@ class TestSweep:
         await store.hset(INTERACTIVE.ids, "c/1", f"interactive/{seconds * 1000}-0")
         assert await self.of(store).once() == 0
 
-    @pytest.mark.xfail(reason="XINFO's rows are raw lists")
     async def test_leases_and_tries_of_the_dead(
         self, fleet: Fleet, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -112,9 +112,11 @@ async def _enqueue(
             await anyio.sleep(pause_s * rng.uniform(0.5, 1.0))
             pause_s = min(longest_s, 2 * pause_s)
         except IdConflict as conflict:
-            for job_id in conflict.job_ids:
+            progress.enqueued += len(left) - len(conflict.job_ids)
+            for job_id in conflict.conflicting:
                 progress.refuse(f"id {job_id!r}: in use by another job that is not answered yet")
-                del left[job_id]
+            refused = set(conflict.job_ids).difference(conflict.conflicting)
+            left = {job_id: left[job_id] for job_id in refused}
         else:
             progress.enqueued += len(ids)
             return

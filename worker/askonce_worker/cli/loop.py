@@ -16,11 +16,15 @@ from typing import cast
 import uvloop
 from redis.exceptions import RedisError
 
-from askonce_queue.errors import AskonceError
+from askonce_queue.errors import AskonceError, StoreUnavailable
 
 OK = 0
 PARTLY = 1
 UNUSABLE = 2
+UNAVAILABLE = 69
+"""The store cannot be reached: worth another try, which a fault of the configuration is not.
+
+Source: `EX_UNAVAILABLE` in sysexits.h."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -75,7 +79,9 @@ def run(command: Command) -> int:
         if known is None:
             raise
         say(str(known))
-        return known.exit_code if isinstance(known, Failed) else UNUSABLE
+        if isinstance(known, Failed):
+            return known.exit_code
+        return UNAVAILABLE if isinstance(known, StoreUnavailable) else UNUSABLE
 
 
 def say(line: str) -> None:
@@ -109,7 +115,7 @@ def _known(error: BaseException) -> AskonceError | Failed | None:
     if isinstance(error, AskonceError | Failed):
         return error
     if isinstance(error, RedisError):
-        return Failed(f"the store failed: {error}")
+        return StoreUnavailable(f"the store failed: {error}")
     if isinstance(error, BaseExceptionGroup):
         group = cast("BaseExceptionGroup[BaseException]", error)
         known = [_known(inner) for inner in group.exceptions]

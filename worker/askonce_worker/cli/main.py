@@ -102,7 +102,7 @@ def run(
     Running it once more without costs little: what was answered is remembered. That is also how to
     try lines again that failed.
 
-    Exit code: 0 all lines answered, 1 some failed, 2 usage, configuration or no store.
+    Exit code: 0 all lines answered, 1 some failed, 2 usage or configuration, 69 no store.
     """
     from askonce_worker.cli import run as command
 
@@ -151,7 +151,7 @@ def worker(
     rest goes back to the queue for any worker. A second one skips the waiting. Worker processes
     that crash are replaced.
 
-    Exit code: 0 stopped or nothing left, 2 usage, configuration or no store, 130 after Ctrl-C.
+    Exit code: 0 stopped or nothing left, 2 usage or configuration, 69 no store, 130 after Ctrl-C.
     """
     from askonce_worker.cli import worker as command
 
@@ -195,7 +195,7 @@ def enqueue(
     the command prints its key. Each entry has a field `r` with one reply a line, as JSON. Read it
     with XREAD and delete what you have read with XDEL; replies come at least once.
 
-    Exit code: 0 all lines enqueued, 1 some were not, 2 usage, configuration or no store.
+    Exit code: 0 all lines enqueued, 1 some were not, 2 usage or configuration, 69 no store.
     """
     from askonce_worker.cli import enqueue as command
 
@@ -252,8 +252,8 @@ def invalidate(
 
     What is being asked at this moment is not kept either.
 
-    Exit code: 0 done, 1 incomplete (a shard or replica has not confirmed: repeat it), 2 usage,
-    configuration or no store.
+    Exit code: 0 done, 1 incomplete (a shard or replica has not confirmed: repeat it), 2 usage or
+    configuration, 69 no store.
     """
     from askonce_worker.cli import invalidate as command
 

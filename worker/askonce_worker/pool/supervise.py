@@ -26,8 +26,8 @@ RESTART_S = (0.5, 30.0)
 """The first pause before a replacement, and the longest; it doubles."""
 STEADY_S = 60.0
 """A process that lived for so long is replaced after the shortest pause again."""
-UNUSABLE = 2
-"""The exit code of a worker that cannot run with this configuration and store."""
+CANNOT_START = (2, 69)
+"""Exit codes of a worker that cannot run with this configuration (2), or finds no store (69)."""
 
 log = structlog.get_logger("askonce.supervisor")
 
@@ -76,7 +76,7 @@ class Supervisor:
         self._piloted = anyio.Event()
         self._once_ready = False
         self.exit_code = 0
-        """2 when no worker could ever start."""
+        """2 or 69 when no worker could ever start, and why."""
 
     def stop(self) -> None:
         """Have every worker drain; called again: faster (each call sends one SIGTERM)."""
@@ -114,7 +114,7 @@ class Supervisor:
                 return
             if self._stop.is_set():
                 return
-            if code == UNUSABLE and not self._piloted.is_set():
+            if code in CANNOT_START and not self._piloted.is_set():
                 self.exit_code = code  # it has said why
                 self.stop()
                 return

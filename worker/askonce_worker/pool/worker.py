@@ -192,8 +192,11 @@ class Worker:
     async def _until_empty(self) -> None:
         """Return when no job is left in any stream, or at `stop()`."""
         while not self._stop.is_set():
-            if len(self._held) == 0 and not await _backlog(self._commands, self.lanes):
-                return
+            try:
+                if len(self._held) == 0 and not await _backlog(self._commands, self.lanes):
+                    return
+            except (RedisError, OSError) as error:
+                log.warning("the backlog cannot be read", error=str(error))
             with anyio.move_on_after(BURST_CHECK_S):
                 await self._stop.wait()
 
