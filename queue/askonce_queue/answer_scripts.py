@@ -49,7 +49,6 @@ def look_up(
     token: bytes,
     lease_ms: int,
     max_new_leases: int,
-    max_deaths: int,
     digests: Sequence[bytes],
     asker_tags: Sequence[str],
 ) -> Call:
@@ -63,7 +62,7 @@ def look_up(
             names.tries(tag),
             *[prefix + digest for digest in digests],
         ],
-        [token, lease_ms, max_new_leases, max_deaths, *asker_tags],
+        [token, lease_ms, max_new_leases, *asker_tags],
     )
 
 

@@ -161,7 +161,6 @@ class TestDeath:
         assert {pid for pid, _ in fleet.calls()} == {first.pid}
         assert second.poll() is None
 
-    @pytest.mark.xfail(reason="deaths in groups count as deaths over each question of the group")
     async def test_one_poison_among_many(self, fleet: Fleet, store: Store) -> None:
         """One job ends every process that tries it. The others are answered; it is buried."""
         some = jobs(300)
@@ -248,7 +247,6 @@ class TestDrain:
             found = await until_replied(store, some)
         assert all(reply.answer is not None for reply in found)
 
-    @pytest.mark.xfail(reason="reclaim looks at the gate before its sleep, not after it")
     async def test_a_draining_worker_takes_nothing_over(
         self, store_url: str, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -397,9 +395,6 @@ class TestBadInput:
             {b"f%d" % n: b"v" for n in range(3000)},
             pytest.param(
                 {b"f%d" % n: b"v" for n in range(5000)},
-                marks=pytest.mark.xfail(
-                    reason="bury.lua acknowledges, then fails to unpack: the entry stays for ever"
-                ),
             ),
         ],
         ids=["alien", "client", "id", "no-client", "no-id", "nul", "wide", "wider"],
@@ -416,7 +411,6 @@ class TestBadInput:
         assert letter[b"code"] == b"undecodable"
         assert await send(store, "KEYS", "reply:*") == [names.replies("0", "@sink")]
 
-    @pytest.mark.xfail(reason="bury.lua acknowledges, then fails to unpack: no reply ever comes")
     async def test_a_job_with_thousands_of_fields_is_answered(
         self, store_url: str, store: Store
     ) -> None:
@@ -520,7 +514,6 @@ class TestBackPressure:
             model.open.set()
             await until_replied(store, some + jobs(1, "late", "l"))
 
-    @pytest.mark.xfail(reason="COUNT is per stream: a fetch may take batch times lanes deliveries")
     async def test_the_bound_is_for_all_lanes_together(self, store_url: str) -> None:
         model = EchoModel()
         model.open.clear()

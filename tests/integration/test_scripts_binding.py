@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import itertools
+import os
 import re
+import signal
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -20,9 +24,11 @@ from redis.exceptions import ResponseError
 
 from askonce_queue import answer_scripts, names, queue_scripts, scripts
 from askonce_queue.answer_scripts import Fill, Release
+from askonce_queue.embedded import EmbeddedStore
 from askonce_queue.queue_scripts import Lane, SettleGroup
 from askonce_queue.scripts import Call, Script, run, run_many, run_sync
-from askonce_queue.store import connect_sync
+from askonce_queue.store import connect, connect_sync
+from tests.support.embedded_server import server_pid
 from tests.support.resolving import all_keys
 
 LUA = files("askonce_queue") / "lua"
@@ -83,7 +89,6 @@ def look_up_of(count: int) -> Call:
         token=TOKEN,
         lease_ms=1000,
         max_new_leases=9,
-        max_deaths=4,
         digests=[X, Y][:count],
         asker_tags=["", "a\nb"][:count],
     )
@@ -347,6 +352,21 @@ async def test_a_lost_connection_is_raised(count: int) -> None:
             await run_many(client, [look_up_of(1)] * count)
     finally:
         await client.aclose()
+
+
+@pytest.mark.xfail(reason="bug: redis-py's health check reconnects and checks again, without end")
+async def test_a_server_that_hangs_is_an_error_in_time(state_folder: Path) -> None:
+    """It accepts connections and answers nothing, as a stopped or swapping one does."""
+    async with EmbeddedStore(state_folder, maxmemory="64mb") as embedded:
+        pid = await asyncio.to_thread(server_pid, embedded.url)
+        client = connect(embedded.url, role="commands", timeout_s=0.1)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(RedisConnectionError):
+                await asyncio.wait_for(run(client, look_up_of(1)), 8)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            await client.aclose()
 
 
 @pytest.mark.usefixtures("store")

@@ -23,7 +23,7 @@ end
 """
 START_MS = 1_800_000_000_000
 TAG = "0"
-LEASE = struct.Struct("<16sddBB")
+LEASE = struct.Struct("<16sddB")
 HEADER = struct.Struct("<BBddddH")
 """Written down again, so that a change of the layout fails a test."""
 
@@ -72,7 +72,6 @@ class VirtualShard:
         tags: Sequence[str] | str = "",
         lease_ms: int = 10_000,
         max_new_leases: int = 100,
-        max_deaths: int = 3,
     ) -> list[Told]:
         """`tags`: the asker's, joined by line breaks; one text for all keys, or one a key."""
         raw = self.run(
@@ -81,7 +80,6 @@ class VirtualShard:
                 token=token,
                 lease_ms=lease_ms,
                 max_new_leases=max_new_leases,
-                max_deaths=max_deaths,
                 digests=digests,
                 asker_tags=[tags] * len(digests) if isinstance(tags, str) else tags,
             )

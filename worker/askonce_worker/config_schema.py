@@ -144,8 +144,6 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Dead letters kept in one shard; the oldest are dropped, and counted."""
     poison_limit: Count = 2
     """How often a job that was tried alone may kill its worker before it is a dead letter."""
-    max_leader_deaths: Count = 3
-    """Over how many dead leaders a question becomes poison."""
     remember_rejection_s: Duration = 60.0
     """How long a question that the model rejected is not asked again."""
     remember_exhausted_s: Duration = 5.0

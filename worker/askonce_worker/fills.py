@@ -68,6 +68,7 @@ class Fills:
             for finished in group:
                 # A renewal that overtakes the fill's reply would take the lease for lost.
                 self._leases.drop(finished.flight)
+                finished.flight.filling = True
         written: dict[int, tuple[float, str] | None] = dict.fromkeys(by_shard)
         try:
             with anyio.CancelScope(shield=True):

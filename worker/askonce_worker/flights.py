@@ -89,6 +89,7 @@ class Flight:
         "built",
         "busy_since",
         "busy_token",
+        "filling",
         "flying",
         "key",
         "landed",
@@ -101,6 +102,7 @@ class Flight:
         "takeover",
         "task",
         "token",
+        "waits_alone",
         "waits_for_slot",
     )
 
@@ -119,7 +121,9 @@ class Flight:
         self.looked_up = 0
         """How many of the asks had joined when the store was asked last."""
         self.waits_for_slot = False
+        self.waits_alone = False
         self.flying = False
+        self.filling = False
         self.landed = False
         # The lease, while it is ours.
         self.token: bytes | None = None

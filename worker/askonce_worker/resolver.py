@@ -52,7 +52,6 @@ class Resolver:
         lease_ttl_s: float = 10.0,
         lease_renew_s: float = 3.0,
         stamp_bound_s: float = 0.5,
-        max_deaths: int = 3,
         counters: Counters | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
@@ -65,9 +64,7 @@ class Resolver:
         self.memory: MemoryTier[Entry] = MemoryTier(memory_bytes)
         self.stamps = Stamps(store, shard_tags, clock, stamp_bound_s)
         self.flights = Flights()
-        self._tier = StoreTier(
-            store, shard_tags, clock, rng, lease_ttl_s=lease_ttl_s, max_deaths=max_deaths
-        )
+        self._tier = StoreTier(store, shard_tags, clock, rng, lease_ttl_s=lease_ttl_s)
         self.leases = Leases(self._tier, clock, self.counters, renew_s=lease_renew_s)
         self._landing = landing = Landing(self.flights, self.memory, clock, self.counters)
         self._fills = Fills(self._tier, clock, self.leases, landing)
@@ -117,6 +114,8 @@ class Resolver:
         """A flight begun before an invalidation answers nobody who came after it."""
         if not flight.flying:
             return True
+        if flight.filling and not flight.tags.issuperset((ask.task.tag, *ask.tags)):
+            return False  # its tags are on their way to the store
         return self.stamps.seen(flight.shard, now) and self.stamps.valid(
             flight.shard, flight.built, flight.tags, ask.tags
         )

@@ -85,7 +85,8 @@ class WaitingRoom:
             backend.in_flight += 1
             flight.flying = True
             self._take_off(flight)
-        else:
+        elif not flight.waits_alone:
+            flight.waits_alone = True
             self._alone[backend.name].append(flight)
 
     def slot_freed(self, backend: Backend) -> None:
@@ -121,7 +122,11 @@ class WaitingRoom:
         while self._later and self._later[0][0] <= now:
             due.append(heapq.heappop(self._later)[2])
         # A flight can be due twice (its backoff ended and a slot was freed).
-        return [flight for flight in dict.fromkeys(due) if not (flight.landed or flight.flying)]
+        return [
+            flight
+            for flight in dict.fromkeys(due)
+            if not (flight.landed or flight.flying or flight.waits_alone)
+        ]
 
     def _ask_later(self, flight: Flight, longest_s: float) -> None:
         flight.backoff_s = min(longest_s, max(FIRST_BACKOFF_S, 2 * flight.backoff_s))

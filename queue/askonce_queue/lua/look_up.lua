@@ -2,8 +2,7 @@
 --
 -- KEYS  1 stamps · 2 last invalidation of tags · 3 leases · 4 tries · 5… answers
 -- ARGV  1 lease token (16 bytes, unique per attempt) · 2 lease ttl_ms · 3 most new leases
---       4 most leaders that may die over a question · then the asker's tags of each key, joined by
---       line breaks
+--       then the asker's tags of each key, joined by line breaks
 -- Returns {now_ms, inv, one result a key}. By its first byte a result is
 --   \1  hit: the entry (header and body); stale when fresh_until_ms < now, and then nobody's lease
 --   S   stale + lease: S, built (double), attempt (byte), the entry
@@ -15,7 +14,7 @@
 -- Finding your own token means that you own the lease: a re-sent call is harmless.
 -- O(keys). allow-oom: it keeps accepted jobs moving; leases are few and bounded.
 local token, lease_ms = ARGV[1], tonumber(ARGV[2])
-local grants, max_deaths = tonumber(ARGV[3]), tonumber(ARGV[4])
+local grants = tonumber(ARGV[3])
 local us = now_us()
 local now = math.floor(us / 1000)
 local n = #KEYS - 4
@@ -54,7 +53,7 @@ for from = 1, n, 1000 do
     local usable = false
     if entry and #entry >= 36 and string.byte(entry) == 1 then
       local _, _, _, built, fresh, over, tag_bytes = struct.unpack('<BBddddH', entry)
-      usable = now < over and valid(built, string.sub(entry, 37, 36 + tag_bytes), ARGV[4 + i])
+      usable = now < over and valid(built, string.sub(entry, 37, 36 + tag_bytes), ARGV[3 + i])
       if usable then
         results[2 + i] = entry
         if now >= fresh then stale[i] = entry end
@@ -76,20 +75,19 @@ for from = 1, #absent, 1000 do
   for j = from, upto do
     local i, digest = absent[j], digests[j]
     local lease, try = leases[j - from + 1], tries[j - from + 1]
-    local attempt, deaths, over_from_dead, result = 1, 0, 0, nil
+    local attempt, over_from_dead, result = 1, 0, nil
     if leased[digest] then
       result = 'B' .. token  -- the same key twice in one call
     elseif lease then
-      local holder, deadline, built, tried, died = struct.unpack('<c16ddBB', lease)
-      deaths = died
+      local holder, deadline, built, tried = struct.unpack('<c16ddB', lease)
       if holder == token then
         result = 'own'
         attempt = tried
       elseif deadline >= now then
         -- A leader whose answer is already invalid for this asker is no leader for it.
-        if valid(built, '', ARGV[4 + i]) then result = 'B' .. holder end
+        if valid(built, '', ARGV[3 + i]) then result = 'B' .. holder end
       else
-        attempt, deaths, over_from_dead = math.min(tried + 1, 255), died + 1, 1
+        attempt, over_from_dead = math.min(tried + 1, 255), 1
       end
     end
     if try and result ~= 'own' then
@@ -102,14 +100,11 @@ for from = 1, #absent, 1000 do
         end
       end
     end
-    if not result and deaths >= max_deaths then
-      result = 'R{"code":"poison","message":"every worker that asked this question died"}'
-    end
     if not result and grants <= 0 then result = 'F' end
     if not result or result == 'own' then
       if not result then
         granted[#granted + 1] = digest
-        granted[#granted + 1] = struct.pack('<c16ddBB', token, now + lease_ms, inv, attempt, deaths)
+        granted[#granted + 1] = struct.pack('<c16ddB', token, now + lease_ms, inv, attempt)
         leased[digest] = true
         grants = grants - 1
         result = struct.pack('<dBB', inv, attempt, over_from_dead)

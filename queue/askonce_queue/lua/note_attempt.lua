@@ -6,10 +6,10 @@
 -- O(1). allow-oom.
 local lease = redis.call('HGET', KEYS[1], ARGV[1])
 if not lease or string.sub(lease, 1, 16) ~= ARGV[2] then return 0 end
-local token, deadline, built, attempt, deaths = struct.unpack('<c16ddBB', lease)
+local token, deadline, built, attempt = struct.unpack('<c16ddB', lease)
 redis.call('HSET', KEYS[2], ARGV[1],
   struct.pack('<c1Bd', 'A', math.min(attempt, 255), now_ms() + tonumber(ARGV[3])))
 attempt = math.min(attempt + 1, 255)
 redis.call('HSET', KEYS[1], ARGV[1],
-  struct.pack('<c16ddBB', token, deadline, built, attempt, deaths))
+  struct.pack('<c16ddB', token, deadline, built, attempt))
 return attempt

@@ -8,9 +8,9 @@ local deadline, letters = now_ms() + tonumber(ARGV[1]), {}
 for i = 2, #ARGV, 2 do
   local lease = redis.call('HGET', KEYS[1], ARGV[i])
   if lease and string.sub(lease, 1, 16) == ARGV[i + 1] then
-    local token, _, built, attempt, deaths = struct.unpack('<c16ddBB', lease)
+    local token, _, built, attempt = struct.unpack('<c16ddB', lease)
     redis.call('HSET', KEYS[1], ARGV[i],
-      struct.pack('<c16ddBB', token, deadline, built, attempt, deaths))
+      struct.pack('<c16ddB', token, deadline, built, attempt))
     letters[#letters + 1] = 'r'
   else
     letters[#letters + 1] = 'l'

@@ -10,12 +10,12 @@ for i = 3, #ARGV, 2 do
   local lease = redis.call('HGET', KEYS[2], ARGV[i])
   local result = 0
   if lease and inv > 0 then
-    local holder, _, built, attempt, deaths = struct.unpack('<c16ddBB', lease)
+    local holder, _, built, attempt = struct.unpack('<c16ddB', lease)
     if holder == ARGV[i + 1] or holder == ARGV[1] then
       if holder ~= ARGV[1] then
         built, attempt = inv, math.min(attempt + 1, 255)
         redis.call('HSET', KEYS[2], ARGV[i],
-          struct.pack('<c16ddBB', ARGV[1], deadline, built, attempt, deaths))
+          struct.pack('<c16ddB', ARGV[1], deadline, built, attempt))
       end
       result = {string.format('%.0f', built), attempt}
     end

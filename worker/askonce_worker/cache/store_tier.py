@@ -81,11 +81,7 @@ class Batch(NamedTuple):
 
 
 class StoreTier:
-    """Answers and leases of all shards.
-
-    `lease_ttl_s` is how long a lease holds unrenewed; a question over which `max_deaths` leaders
-    died is refused for as long as its last lease is not swept.
-    """
+    """Answers and leases of all shards. `lease_ttl_s` is how long a lease holds unrenewed."""
 
     def __init__(
         self,
@@ -95,13 +91,11 @@ class StoreTier:
         rng: random.Random,
         *,
         lease_ttl_s: float,
-        max_deaths: int = 3,
     ) -> None:
         self._store = store
         self._shard_tags = shard_tags
         self._clock = clock
         self.lease_ttl_s = lease_ttl_s
-        self._max_deaths = max_deaths
         self._lease_ms = int(lease_ttl_s * 1000)
         self._token_prefix = rng.randbytes(8)
         self._tokens = itertools.count(1)
@@ -115,7 +109,6 @@ class StoreTier:
                 token=token,
                 lease_ms=self._lease_ms,
                 max_new_leases=batch.max_new_leases,
-                max_deaths=self._max_deaths,
                 digests=batch.keys,
                 asker_tags=batch.asker_tags,
             )

@@ -18,7 +18,7 @@ class Held:
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         self._active: defaultdict[Lane, set[bytes]] = defaultdict(set)
         self._parked: defaultdict[Lane, set[bytes]] = defaultdict(set)
         self._changed = anyio.Event()
@@ -30,7 +30,7 @@ class Held:
     @property
     def room(self) -> int:
         """How many more deliveries may be fetched."""
-        return max(0, self._most - len(self))
+        return max(0, self.most - len(self))
 
     def add(self, lane: Lane, entry_ids: Iterable[bytes]) -> None:
         """Deliveries are under way, whether new or parked until now."""

@@ -73,7 +73,7 @@ class Intake:
         failures = 0
         while True:
             await self._beat.wait_fresh(self._shard_tag)
-            await self._held.wait_until(lambda held: held.room >= self._batch or not len(held))
+            await self._held.wait_until(self._has_room)
             if not await self._gate.pass_through():
                 return
             try:
@@ -88,6 +88,10 @@ class Intake:
                 self._gate.stand_still()
             if failures:
                 await anyio.sleep(self._rng.uniform(0, min(2.0, 0.05 * 2**failures)))
+
+    def _has_room(self, held: Held) -> bool:
+        """Whether a fetch is worth its round trip: half a batch, or half of what may be held."""
+        return 2 * held.room >= min(self._batch, held.most)
 
     async def _step(self) -> None:
         try:
@@ -118,7 +122,7 @@ class Intake:
             names.GROUP,
             self._beat.consumer,
             "COUNT",
-            min(self._batch, max(1, self._held.room)),
+            max(1, min(self._batch, self._held.room // len(self._lanes))),  # it is per stream
             "BLOCK",
             BLOCK_MS,
             "STREAMS",

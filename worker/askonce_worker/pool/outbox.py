@@ -26,6 +26,8 @@ from askonce_worker.pool.delivery import Delivery, DeliveryEnd
 from askonce_worker.pool.held import Held
 
 RETRY_S = (0.05, 2.0)
+MOST_DEAD_FIELDS = 200
+"""Most names and values of an entry that its dead letter keeps; an envelope has at most 16."""
 MOST_CALLS = 8
 """Most chunks in one round trip: bounds the time until its first reply is out."""
 
@@ -127,7 +129,7 @@ class Outbox:
             max_dead=self._max_dead,
             code=bad.code,
             message=bad.message,
-            fields=bad.fields,
+            fields=bad.fields[:MOST_DEAD_FIELDS],
         )
         ((counted, dropped),) = await self._until_done([call])
         self._held.remove(lane, [envelope.entry_id])

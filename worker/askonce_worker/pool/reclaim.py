@@ -72,28 +72,38 @@ class Reclaim:
 
     async def run(self) -> None:
         """Look for dead workers every half heartbeat TTL, until the worker stops."""
-        while not self._gate.stopping:
-            await anyio.sleep(self._beat.ttl_s / 2)
+        pause_s = self._beat.ttl_s / 2
+        while True:
+            await anyio.sleep(pause_s)
+            if self._gate.stopping:
+                return  # or it would take back what it hands to others
             if not self._beat.may_reclaim:
                 continue
             try:
-                await self.once()
+                more = await self.once()
+                pause_s = 0.0 if more else self._beat.ttl_s / 2
             except (RedisError, OSError) as error:
                 self._beat.note_failure()
                 log.warning("reclaim failed", error=str(error))
 
-    async def once(self) -> None:
-        """Take over what can be taken now. Raises redis-py's errors; nothing taken is forgotten."""
-        if not any(self._suspects.values()):
+    async def once(self) -> bool:
+        """Take over what can be taken now; whether there may be more.
+
+        Raises redis-py's errors; nothing taken is forgotten.
+        """
+        taken = 0
+        if not any(self._suspects.values()) and self._held.room:
             for lane in self._lanes:
-                await self._take(lane)
+                taken = max(taken, await self._take(lane))
         if any(self._suspects.values()):
             await self._retry()
+        return taken >= MOST
 
-    async def _take(self, lane: Lane) -> None:
-        taken = await run(self._store, queue_scripts.claim(lane, self._beat.consumer, MOST))
+    async def _take(self, lane: Lane) -> int:
+        most = max(1, min(MOST, self._held.room))
+        taken = await run(self._store, queue_scripts.claim(lane, self._beat.consumer, most))
         if not taken:
-            return
+            return 0
         returned: list[Entry] = []
         for entry_id, fields, deliveries, handed_back in taken:
             if handed_back:
@@ -106,6 +116,7 @@ class Reclaim:
         log.warning("deliveries reclaimed", lane=lane.lane, entries=len(taken))
         if returned:
             self._intakes[lane.tag].accept(lane, returned)
+        return len(taken)
 
     async def _retry(self) -> None:
         """Retry suspects with nothing else under way, the largest groups first."""

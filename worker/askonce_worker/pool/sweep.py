@@ -113,9 +113,12 @@ class Sweep:
         ]
 
     async def _dead_consumers(self, lanes: Sequence[Lane]) -> int:
-        """Remove consumers without heartbeat that hold nothing; `returned` is nobody's."""
+        """Remove consumers whose heartbeat is over and that hold nothing; `returned` is nobody's."""
         removed = 0
-        known: dict[bytes, int] = {}
+        beating: list[bytes] = await send(
+            self._store, "HKEYS", names.beats(lanes[0].tag, lanes[0].pool)
+        )
+        known = dict.fromkeys(beating, 0)
         for lane in lanes:
             rows: list[Any] = await send(
                 self._store, "XINFO", "CONSUMERS", lane.stream, names.GROUP

@@ -87,7 +87,6 @@ class Worker:
             lease_ttl_s=config.lease_ttl_s,
             lease_renew_s=config.lease_renew_s,
             stamp_bound_s=config.stamp_bound_s,
-            max_deaths=config.max_leader_deaths,
             counters=self.counters,
             clock=self._clock,
             rng=self._rng,
