@@ -129,7 +129,7 @@ STUBS: dict[str, list[Stub]] = {
     "leave": [
         Stub(2, 3, 1, 0, lambda n: queue_scripts.leave([LANE, BULK][:n], "w", only_if_dead=True))
     ],
-    "look_up": [Stub(5, 5, 1, 1, look_up_of)],
+    "look_up": [Stub(5, 4, 1, 1, look_up_of)],
     "note_attempt": [
         Stub(
             2,

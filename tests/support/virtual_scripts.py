@@ -110,7 +110,7 @@ class VirtualShard:
     def invalidate(self, *tags: str, everything: bool = False) -> float:
         return float(self.run(answer_scripts.invalidate(TAG, everything=everything, tags=tags)))
 
-    def lease(self, digest: bytes) -> tuple[bytes, float, float, int, int] | None:
+    def lease(self, digest: bytes) -> tuple[bytes, float, float, int] | None:
         """Token, deadline in ms, built, attempt, leaders that died."""
         data = cast(
             "bytes | None", self.client.hget(names.leases(TAG).decode(), cast("str", digest))

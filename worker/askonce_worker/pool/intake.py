@@ -7,6 +7,7 @@ been lost after the server had made the deliveries.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,6 +65,8 @@ class Intake:
         self._outbox = outbox
         self._clock = clock
         self._batch = batch
+        self._turns = itertools.cycle(self._lanes)
+        self._full = False
         self._recover = False
         self._strays_due = clock.monotonic() + STRAY_CHECK_S
         self._rng = random.Random()
@@ -90,8 +93,12 @@ class Intake:
                 await anyio.sleep(self._rng.uniform(0, min(2.0, 0.05 * 2**failures)))
 
     def _has_room(self, held: Held) -> bool:
-        """Whether a fetch is worth its round trip: half a batch, or half of what may be held."""
-        return 2 * held.room >= min(self._batch, held.most)
+        """Whether to fetch: once full, only when the fetch is worth its round trip again."""
+        if held.room == 0:
+            self._full = True
+        elif 4 * held.room >= min(self._batch, held.most):
+            self._full = False
+        return not self._full
 
     async def _step(self) -> None:
         try:
@@ -115,19 +122,18 @@ class Intake:
             self.accept(self._lanes[stream], entries)
 
     async def _fetch(self) -> list[tuple[bytes, list[Entry]]]:
+        # COUNT is per stream. With room for fewer than one of each, the lanes take turns.
+        streams = list(self._lanes)
+        count = min(self._batch, self._held.room // len(streams))
+        if count == 0:
+            streams = [next(self._turns)]
+            count = 1
         fetched: list[tuple[bytes, list[Entry]]] | None = await send(
             self._store,
-            "XREADGROUP",
-            "GROUP",
-            names.GROUP,
-            self._beat.consumer,
-            "COUNT",
-            max(1, min(self._batch, self._held.room // len(self._lanes))),  # it is per stream
-            "BLOCK",
-            BLOCK_MS,
-            "STREAMS",
-            *self._lanes,
-            *([">"] * len(self._lanes)),
+            *("XREADGROUP", "GROUP", names.GROUP, self._beat.consumer),
+            *("COUNT", count, "BLOCK", BLOCK_MS, "STREAMS"),
+            *streams,
+            *([">"] * len(streams)),
         )
         return fetched or []
 

@@ -113,7 +113,7 @@ class Sweep:
         ]
 
     async def _dead_consumers(self, lanes: Sequence[Lane]) -> int:
-        """Remove consumers whose heartbeat is over and that hold nothing; `returned` is nobody's."""
+        """Remove consumers whose heartbeat is over and that hold nothing."""
         removed = 0
         beating: list[bytes] = await send(
             self._store, "HKEYS", names.beats(lanes[0].tag, lanes[0].pool)
