@@ -39,8 +39,6 @@ RETRY_BASE_S = 0.1
 RETRY_CAP_S = 1.0
 """With both, the retries outlast a restart of at least 0.7 s."""
 POOL_WAIT_S = 20.0
-HEALTH_CHECK_S = 15
-"""A connection unused for longer is pinged first: the other end may be gone without a word."""
 
 _RAW_REPLIES = (
     "XREAD",
@@ -194,7 +192,8 @@ def _options(
         "timeout": POOL_WAIT_S,
         "socket_timeout": timeout_s + (block_s if role == "blocking" else 0.0),
         "socket_connect_timeout": timeout_s,
-        "health_check_interval": HEALTH_CHECK_S,
+        # No health checks: against a server that hangs, redis-py reconnects and checks without end.
+        "health_check_interval": 0,
         "decode_responses": False,
         # RESP2: stream reads are plain lists on every server, and nothing is pushed unasked.
         "protocol": 2,

@@ -354,7 +354,6 @@ async def test_a_lost_connection_is_raised(count: int) -> None:
         await client.aclose()
 
 
-@pytest.mark.xfail(reason="bug: redis-py's health check reconnects and checks again, without end")
 async def test_a_server_that_hangs_is_an_error_in_time(state_folder: Path) -> None:
     """It accepts connections and answers nothing, as a stopped or swapping one does."""
     async with EmbeddedStore(state_folder, maxmemory="64mb") as embedded:

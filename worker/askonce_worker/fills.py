@@ -17,7 +17,7 @@ from askonce_queue.answer_scripts import Fill, Release
 from askonce_queue.errors import StoreUnavailable
 from askonce_queue.scripts import CHUNK
 from askonce_worker.cache.entry import MOST_TAG_BYTES, Entry
-from askonce_worker.cache.store_tier import StoreTier
+from askonce_worker.cache.store_tier import UNCANCELLED_S, StoreTier
 from askonce_worker.calls import NewAnswer
 from askonce_worker.clock import Clock
 from askonce_worker.flights import Flight, FlightEnd
@@ -71,7 +71,7 @@ class Fills:
                 finished.flight.filling = True
         written: dict[int, tuple[float, str] | None] = dict.fromkeys(by_shard)
         try:
-            with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(UNCANCELLED_S, shield=True):
                 written = await self._tier.fill(fills)
         except StoreUnavailable as error:
             log.warning("answers could not be kept", answers=len(batch), error=str(error))

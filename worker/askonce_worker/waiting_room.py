@@ -20,6 +20,7 @@ import structlog
 
 from askonce_queue.errors import StoreUnavailable
 from askonce_worker.cache.store_tier import (
+    UNCANCELLED_S,
     Batch,
     Busy,
     Free,
@@ -146,7 +147,7 @@ class WaitingRoom:
         answers: list[list[Result]] = [[None] * len(part) for part in parts]
         try:
             # Cancelled between the grant and its news, leases would be nobody's until they run out.
-            with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(UNCANCELLED_S, shield=True):
                 answers = await self._tier.look_up(batches)
         except StoreUnavailable as error:
             log.warning("look-up failed", flights=len(due), error=str(error))
@@ -216,7 +217,7 @@ class WaitingRoom:
         for shard, waiters in impatient.items():
             results: list[Result] = [None] * len(waiters)
             try:
-                with anyio.CancelScope(shield=True):
+                with anyio.move_on_after(UNCANCELLED_S, shield=True):
                     results = await self._tier.take_over(
                         shard, [(f.key, f.busy_token or b"") for f in waiters]
                     )

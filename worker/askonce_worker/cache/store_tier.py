@@ -26,6 +26,9 @@ from askonce_worker.clock import Clock
 
 log = structlog.get_logger("askonce.store_tier")
 
+UNCANCELLED_S = 6.0
+"""How long a call whose outcome must be known may outlive the cancellation of its caller."""
+
 _LEASED = struct.Struct("<dB")
 _error_decoder = msgspec.json.Decoder(ErrorInfo)
 
