@@ -99,8 +99,9 @@ def release(tag: str, releases: Sequence[Release]) -> Call:
     return Call(_RELEASE, [names.leases(tag), names.tries(tag)], args)
 
 
-def note_attempt(tag: str, *, digest: bytes, token: bytes, remember_ms: int) -> Call:
-    return Call(_NOTE_ATTEMPT, [names.leases(tag), names.tries(tag)], [digest, token, remember_ms])
+def note_attempt(tag: str, *, digest: bytes, token: bytes, attempt: int, remember_ms: int) -> Call:
+    keys = [names.leases(tag), names.tries(tag)]
+    return Call(_NOTE_ATTEMPT, keys, [digest, token, attempt, remember_ms])
 
 
 def read_stamps(tag: str, *, seen_inv: int, most_tags: int) -> Call:

@@ -21,6 +21,7 @@ from redis.exceptions import OutOfMemoryError
 
 from askonce_queue import Client, Job, answer_scripts, names
 from askonce_queue.answer_scripts import Release
+from askonce_queue.scripts import Call
 from askonce_queue.store import connect_sync
 from askonce_worker.cache.stamps import Stamps
 from askonce_worker.config import WorkerConfig
@@ -204,7 +205,7 @@ def test_finding_your_own_token_means_that_you_own_it(shard: VirtualShard) -> No
 def test_your_own_token_is_found_beside_a_remembered_failure(shard: VirtualShard) -> None:
     token = new_token()
     shard.look_up_one(X, token=token)
-    note = answer_scripts.note_attempt(TAG, digest=X, token=token, remember_ms=60_000)
+    note = note_attempt(token, 1)
     assert shard.run(note) == 2
     told = shard.look_up_one(X, token=token)
     assert (told.kind, told.attempt) == ("L", 2)
@@ -238,6 +239,14 @@ def test_a_dead_leader_is_replaced_and_counted(shard: VirtualShard) -> None:
     assert shard.entry(X) is None
 
 
+def note_attempt(
+    token: bytes, failed: int, *, digest: bytes = X, remember_ms: int = 60_000
+) -> Call:
+    return answer_scripts.note_attempt(
+        TAG, digest=digest, token=token, attempt=failed, remember_ms=remember_ms
+    )
+
+
 def test_each_dead_leader_counts_as_an_attempt(shard: VirtualShard) -> None:
     for attempt in range(1, 300):
         told = shard.look_up(X, token=new_token())
@@ -248,13 +257,14 @@ def test_each_dead_leader_counts_as_an_attempt(shard: VirtualShard) -> None:
 def test_attempts_outlive_a_lease_that_was_given_back(shard: VirtualShard) -> None:
     token = new_token()
     shard.look_up_one(X, token=token)
-    for attempt in (2, 3):
-        note = answer_scripts.note_attempt(TAG, digest=X, token=token, remember_ms=60_000)
-        assert shard.run(note) == attempt
+    for failed in (1, 2):
+        note = note_attempt(token, failed)
+        assert shard.run(note) == failed + 1
+        assert shard.run(note) == failed + 1  # sent again: its reply was lost
     assert shard.release(Release(X, token)) == "o"
     told = shard.look_up_one(X, token=new_token())
     assert (told.kind, told.attempt, told.taken_over) == ("L", 3, False)
-    note = answer_scripts.note_attempt(TAG, digest=X, token=token, remember_ms=60_000)
+    note = note_attempt(token, 1)
     assert shard.run(note) == 0  # no longer mine
 
 
@@ -263,7 +273,7 @@ def test_attempts_are_forgotten_in_time_and_by_success(shard: VirtualShard) -> N
         digest = kind.encode().ljust(32)
         token = new_token()
         shard.look_up_one(digest, token=token)
-        note = answer_scripts.note_attempt(TAG, digest=digest, token=token, remember_ms=5_000)
+        note = note_attempt(token, 1, digest=digest, remember_ms=5_000)
         shard.run(note)
         if kind == "time":
             shard.release(Release(digest, token))

@@ -133,10 +133,12 @@ STUBS: dict[str, list[Stub]] = {
     "note_attempt": [
         Stub(
             2,
-            3,
+            4,
             0,
             0,
-            lambda _: answer_scripts.note_attempt("0", digest=X, token=TOKEN, remember_ms=5),
+            lambda _: answer_scripts.note_attempt(
+                "0", digest=X, token=TOKEN, attempt=1, remember_ms=5
+            ),
         )
     ],
     "read_stamps": [

@@ -119,7 +119,8 @@ class Calls:
         try:
             return NewAnswer(answer, encode_json(answer), encode_body(answer))
         except (ValueError, TypeError, OverflowError, msgspec.MsgspecError) as error:
-            raise Rejection("unparsable", f"the answer is not JSON: {error}") from error
+            not_json = TypeError(f"the answer is not JSON: {error}")
+            raise Rejection("unparsable", str(not_json)) from not_json
 
     async def _may_try_again(self, flight: Flight, *, alone: bool) -> bool:
         """Count the next attempt where everyone can see it; False when the lease was lost."""
@@ -130,7 +131,7 @@ class Calls:
             return False
         try:
             attempt = await self._tier.note_attempt(
-                flight.shard, flight.key, flight.token, REMEMBER_ATTEMPTS_S
+                flight.shard, flight.key, flight.token, flight.attempt, REMEMBER_ATTEMPTS_S
             )
         except StoreUnavailable:
             flight.attempt += 1

@@ -32,7 +32,7 @@ MEMORY_OVERHEAD_BYTES = 400
 """What an entry takes in a worker beside its JSON and key, measured with tracemalloc."""
 
 
-class StoredAnswer(msgspec.Struct, array_like=True, omit_defaults=True):
+class StoredAnswer(msgspec.Struct, array_like=True):
     """`Answer` as it is kept: positions instead of names, a third of the JSON's size."""
 
     label: str | None

@@ -208,15 +208,21 @@ class StoreTier:
             [answer_scripts.release(self._shard_tags[s], rs) for s, rs in by_shard.items()]
         )
 
-    async def note_attempt(self, shard: int, key: bytes, token: bytes, remember_s: float) -> int:
-        """Count another attempt; its number, or 0 when the lease is no longer ours."""
+    async def note_attempt(
+        self, shard: int, key: bytes, token: bytes, attempt: int, remember_s: float
+    ) -> int:
+        """Count that `attempt` failed; the next one's number, or 0 when the lease is not ours."""
         call = answer_scripts.note_attempt(
-            self._shard_tags[shard], digest=key, token=token, remember_ms=int(remember_s * 1000)
+            self._shard_tags[shard],
+            digest=key,
+            token=token,
+            attempt=attempt,
+            remember_ms=int(remember_s * 1000),
         )
-        (attempt,) = await self._run([call])
-        if attempt is None:
+        (counted,) = await self._run([call])
+        if counted is None:
             raise StoreUnavailable("the attempt could not be counted: the store refused it")
-        return int(attempt)
+        return int(counted)
 
     async def _forget(self, shard: int, key: bytes) -> None:
         try:
