@@ -73,7 +73,11 @@ class Calls:
             try:
                 answer = await self._ask(flight, reason)
             except Rejection as failure:
-                await self._reject(flight, failure, flight.task.remember_rejection_s)
+                # A wrong key is no property of the question: it may be mended at any moment.
+                ours = failure.code == "unauthorized"
+                task = flight.task
+                remember_s = task.remember_exhausted_s if ours else task.remember_rejection_s
+                await self._reject(flight, failure, remember_s)
                 return
             except TransientFailure as failure:
                 if flight.attempt >= flight.task.retry.max_attempts:
