@@ -40,6 +40,8 @@ from askonce_queue.server_process import (
     recorded_socket,
 )
 
+KEEP_ALIVE_S = 1.0
+"""How often an asyncio user looks whether the server still runs."""
 POLL_S = 0.01
 
 _log = logging.getLogger("askonce.store")
@@ -69,6 +71,7 @@ class EmbeddedStore:
         self._stop_timeout_s = stop_timeout_s
         self._socket_path: Path | None = None
         self._users_lock: int | None = None
+        self._keeper: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
@@ -126,6 +129,7 @@ class EmbeddedStore:
         except asyncio.CancelledError:
             await _in_thread(lambda: self.__exit__(None, None, None))
             raise
+        self._keeper = asyncio.create_task(self._keep_alive())
         return self
 
     async def __aexit__(
@@ -134,7 +138,30 @@ class EmbeddedStore:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
         await _in_thread(lambda: self.__exit__(kind, error, traceback))
+
+    async def _keep_alive(self) -> None:
+        """Start the server again when it dies: with the append-only file, accepted jobs survive."""
+        while True:
+            await asyncio.sleep(KEEP_ALIVE_S)
+            if self.is_alive():
+                continue
+            _log.warning("the embedded store has died; it is started again")
+            try:
+                await _in_thread(self.revive)
+            except StoreUnavailable as failure:
+                _log.warning("the embedded store cannot be started again: %s", failure)
+
+    def is_alive(self) -> bool:
+        """Whether a server runs on the folder: it holds a lock for as long as it lives."""
+        server_lock = _open_lock(self.folder / "server.lock")
+        try:
+            return not _try_lock(server_lock)
+        finally:
+            os.close(server_lock)
 
     def revive(self) -> None:
         """Start the server again if it has died (the system was out of memory, say). Blocks.

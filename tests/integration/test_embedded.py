@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import stat
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from redis.exceptions import RedisError
 
 from askonce_queue.embedded import EmbeddedStore
 from askonce_queue.store import connect, connect_sync
 from tests.support.embedded_server import USER, User, is_running, server_pid
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import eventually, eventually_sync
 
 
 def test_it_starts_a_private_durable_server_and_stops_it(state_folder: Path) -> None:
@@ -150,3 +152,28 @@ def test_a_path_may_have_any_characters(tmp_path: Path) -> None:
     with EmbeddedStore(tmp_path / 'a b%20?#"é') as embedded:
         pid = server_pid(embedded.url)
     eventually_sync(lambda: not is_running(pid))
+
+
+async def test_a_server_that_died_is_started_again(state_folder: Path) -> None:
+    """Nobody has to notice: a run or a worker on it goes on."""
+    async with EmbeddedStore(state_folder) as embedded:
+        client = connect(embedded.url, role="commands")
+        await client.set("kept", "1")
+        dead = await asyncio.to_thread(server_pid, embedded.url)
+        os.kill(dead, signal.SIGKILL)
+        await eventually(lambda: not is_running(dead))
+        await eventually(embedded.is_alive)
+        await eventually(lambda: socket_answers(embedded.url))
+        await client.aclose()
+        assert await asyncio.to_thread(server_pid, embedded.url) != dead
+
+
+def socket_answers(url: str) -> bool:
+    """Whether the server at `url` answers."""
+    client = connect_sync(url, role="commands")
+    try:
+        return bool(client.ping())
+    except RedisError:
+        return False
+    finally:
+        client.close()
