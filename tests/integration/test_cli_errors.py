@@ -127,3 +127,13 @@ def test_help(askonce: Askonce, command: str) -> None:
 
 def test_version(askonce: Askonce) -> None:
     assert askonce("--version").stdout.startswith("askonce ")
+
+
+def test_the_output_must_not_replace_the_input(askonce: Askonce) -> None:
+    askonce.write("in.jsonl", [{"text": "hello"}])
+    before = (askonce.folder / "in.jsonl").read_bytes()
+    line = error_line(
+        askonce, "run", "askonce.toml", "in.jsonl", "--task", "size", "--out", "./in.jsonl"
+    )
+    assert "is the input" in line
+    assert (askonce.folder / "in.jsonl").read_bytes() == before

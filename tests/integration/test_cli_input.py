@@ -135,3 +135,9 @@ async def test_a_pipe_hands_on_what_it_has(tmp_path: Path) -> None:
     assert [text_of(r) for r in (await anext(batches)).records] == ["c"]
     with pytest.raises(StopAsyncIteration):
         await anext(batches)
+
+
+def test_a_quote_that_is_never_closed_is_an_error() -> None:
+    records = csv_records(b"text", b"a", b'"open', *[b"b"] * 50)
+    assert [record.error is None for record in records] == [True, False]
+    assert error_of(records[1])[1] == "undecodable"

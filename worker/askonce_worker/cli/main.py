@@ -84,7 +84,11 @@ def run(
     ] = True,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on where an interrupted run stopped (OUT.partial)."),
+        typer.Option(
+            "--resume",
+            help="Go on where an interrupted run stopped (OUT.partial); what is there stays, also when "
+            "the task has changed since.",
+        ),
     ] = False,
     summary: Annotated[
         Path | None,

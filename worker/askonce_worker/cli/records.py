@@ -81,7 +81,8 @@ def read_csv(lines: Iterable[Line], task: str, column: str | None) -> Iterator[R
     """
     csv.field_size_limit(MAX_LINE_BYTES)
     unread: list[int] = []
-    rows = csv.reader(_text_of(lines, unread))
+    # Strict: a quote that is never closed is an error, not the text of all lines after it.
+    rows = csv.reader(_text_of(lines, unread), strict=True)
     try:
         header = next(rows, cast("list[str]", []))
     except csv.Error as error:

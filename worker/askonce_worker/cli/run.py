@@ -64,6 +64,7 @@ async def _run(options: Options, signals: Signals) -> int:
     settings = load_settings(options.config)
     known_task(settings, options.task)
     _check_writable(options.summary)
+    _check_distinct(options.input, options.out)
     read = reader_of(options.input, options.format, options.column, options.task)
     output = Output(options.out, resume=options.resume)
 
@@ -167,6 +168,12 @@ async def _look_for_workers(store: AsyncStore, settings: Settings) -> None:
     fleet = await read_fleet(store, shard_tags(settings.shards), pool)
     if not fleet.workers:
         say(f"no worker is alive in pool {pool!r}: waiting for one ('askonce worker')")
+
+
+def _check_distinct(source: Path, out: Path) -> None:
+    """Refuse to replace the input by the output."""
+    if source.exists() and out.exists() and out.samefile(source):
+        raise Failed(f"{out} is the input: name another file with --out")
 
 
 def _check_writable(path: Path | None) -> None:

@@ -233,7 +233,9 @@ class Worker:
                     call = queue_scripts.give_back(lane, self.consumer, part)
                     returned += int(await run(self._commands, call))
                 except (RedisError, OSError) as error:
-                    log.warning("could not hand jobs back", jobs=len(part), error=str(error))
+                    # Reclaim finds them; asking again for every part would only hold up the exit.
+                    log.warning("could not hand jobs back", jobs=len(entries), error=str(error))
+                    return returned
         if returned:
             self.counters.count("*", f"jobs_{DeliveryEnd.RETURNED.value}", returned)
         return returned
