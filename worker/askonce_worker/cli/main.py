@@ -86,8 +86,8 @@ def run(
         bool,
         typer.Option(
             "--resume",
-            help="Go on where an interrupted run stopped (OUT.partial); what is there stays, also when "
-            "the task has changed since.",
+            help="Go on where an interrupted run stopped (OUT.partial); what is there stays, "
+            "also when the task has changed since.",
         ),
     ] = False,
     summary: Annotated[
