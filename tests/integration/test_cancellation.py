@@ -237,3 +237,21 @@ async def test_a_resolver_can_be_left_while_the_store_hangs(state_folder: Path) 
             os.kill(pid, signal.SIGCONT)
             await asyncio.wait([user])
         assert done
+
+
+async def test_a_resolver_can_be_left_when_the_store_is_gone(state_folder: Path) -> None:
+    """Its flights are asked about again and again; no look-up may follow the cancellation."""
+    embedded = await asyncio.to_thread(EmbeddedStore(state_folder, maxmemory="64mb").__enter__)
+    pid = await asyncio.to_thread(server_pid, embedded.url)
+    task = make_task(StepModel())
+
+    async def use() -> None:
+        async with resolver_on(embedded.url) as resolver:
+            os.kill(pid, signal.SIGKILL)
+            resolver.resolve([Waiter(task, str(number)) for number in range(600)])
+            await eventually(lambda: bool(resolver._room._later))
+
+    try:
+        await asyncio.wait_for(use(), 25)
+    finally:
+        await asyncio.to_thread(embedded.__exit__, None, None, None)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import anyio
 import structlog
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from askonce_queue.answer_scripts import Fill, Release
 from askonce_queue.errors import StoreUnavailable
@@ -53,6 +54,7 @@ class Fills:
     async def run(self) -> None:
         """Write what is finished, for ever."""
         while True:
+            await checkpoint_if_cancelled()
             if not self._finished:
                 self._bell = anyio.Event()
                 await self._bell.wait()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 import anyio
 import structlog
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from askonce_queue.errors import StoreUnavailable
 from askonce_worker.cache.store_tier import (
@@ -108,6 +109,8 @@ class WaitingRoom:
     async def run(self) -> None:
         """Ask about what is due, for ever; what comes while one batch is asked is the next."""
         while True:
+            # All that follows may be shielded: without this, a cancelled loop could go on for ever.
+            await checkpoint_if_cancelled()
             due = self._take_due()
             if due:
                 await self._ask(due)
