@@ -216,3 +216,16 @@ def test_neighbours_are_not_harmed(garbage: list[bytes], place: int) -> None:
     entries.insert(min(place, len(entries)), (b"9-9", entry({"task": "echo", "text": "me"})[1]))
     deliveries, _ = read(*entries)
     assert b"9-9" in [delivery.entry_id for delivery in deliveries]
+
+
+def test_what_is_not_in_the_key_is_not_asked() -> None:
+    """Else a parameter that an API refuses has the question refused for everyone."""
+    plain, odd = (
+        good(entry({"task": "echo", "text": "a"} | extra))
+        for extra in ({}, {"params": {"stream": True, "metadata": "not an object"}})
+    )
+    assert plain.key == odd.key
+    assert plain.question() == odd.question()
+    seeded = good(entry({"task": "echo", "text": "a", "params": {"seed": 1, "stream": True}}))
+    assert seeded.question().params == {"seed": 1}
+    assert seeded.key != plain.key

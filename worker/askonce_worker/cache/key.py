@@ -149,7 +149,7 @@ def task_digest(
         "normalize": list(normalize),
         "headers": sorted(header for header in sent if not _is_out_header(header[0])),
     }
-    params = _effective(prompt.params or {})
+    params = effective_params(prompt.params or {})
     return sha256(canonical(document) + _input_json(None, None, params)).digest()
 
 
@@ -189,7 +189,7 @@ class KeyMaker:
         """
         text, messages, params = question.text, question.messages, question.params or {}
         if params and not self._opaque_params:
-            params = _effective(params)
+            params = effective_params(params)
         if text is not None and messages is None and not params:
             return self.text_key(text, tenant, namespace)
         if self._opaque_params:
@@ -231,7 +231,8 @@ def _runs_on_server(tool: Any) -> bool:
     return kind not in CLIENT_TOOL_TYPES and not kind.startswith(CLIENT_TOOL_PREFIXES)
 
 
-def _effective(params: Mapping[str, Any]) -> dict[str, Any]:
+def effective_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a request that can change its answer: those that the key covers."""
     out = [name for name in params if name in OUT_OF_KEY or _is_out_header(name)]
     return {name: value for name, value in params.items() if name not in out}
 

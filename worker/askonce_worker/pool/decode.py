@@ -15,7 +15,7 @@ from askonce_queue.errors import InvalidJob
 from askonce_queue.job import MAX_JOB_BYTES, Json, Payload, check_envelope
 from askonce_queue.queue_scripts import Lane
 from askonce_queue.reply import ErrorCode
-from askonce_worker.cache.key import must_bypass
+from askonce_worker.cache.key import effective_params, must_bypass
 from askonce_worker.models.protocol import Question
 from askonce_worker.pool.delivery import Delivery, Outlet
 from askonce_worker.tasks import Task
@@ -133,7 +133,7 @@ class Decoder:
         try:
             check_envelope(envelope.tenant, envelope.tags)
             question = _question(task, payload)
-            bypass = must_bypass(question.params) if question.params else None
+            bypass = must_bypass(payload.params) if payload.params else None
             key = task.key_maker.question_key(question, envelope.tenant)
         except (InvalidJob, UnicodeEncodeError) as error:
             raise _Refusal("invalid_input", str(error)) from error
@@ -172,7 +172,10 @@ def _question(task: Task, payload: Payload) -> Question:
             f"the input has {size} bytes, more than the {task.max_input_bytes} of task "
             f"{task.name!r} (max_input_bytes)",
         )
-    return Question(text, messages, payload.params)
+    # What is not in the key is not asked either: a parameter that the API refuses would have the
+    # same question refused for those who ask it without.
+    params = effective_params(payload.params) if payload.params else None
+    return Question(text, messages, params or None)
 
 
 def _normalized(task: Task, message: Json) -> Json:
