@@ -244,14 +244,22 @@ async def test_a_resolver_can_be_left_when_the_store_is_gone(state_folder: Path)
     embedded = await asyncio.to_thread(EmbeddedStore(state_folder, maxmemory="64mb").__enter__)
     pid = await asyncio.to_thread(server_pid, embedded.url)
     task = make_task(StepModel())
+    left: list[float] = []
 
     async def use() -> None:
         async with resolver_on(embedded.url) as resolver:
             os.kill(pid, signal.SIGKILL)
-            resolver.resolve([Waiter(task, str(number)) for number in range(600)])
-            await eventually(lambda: bool(resolver._room._later))
+            # Their backoffs differ, so some are due whenever the look-up of others has failed.
+            resolver.resolve([Waiter(task, str(number)) for number in range(50)])
+            flights = list(resolver.flights)
+            for flight in flights:
+                flight.backoff_s = 0.4
+            await eventually(lambda: all(flight.backoff_s == 1.0 for flight in flights), 20)
+            left.append(asyncio.get_running_loop().time())
+        left.append(asyncio.get_running_loop().time())
 
     try:
-        await asyncio.wait_for(use(), 25)
+        await asyncio.wait_for(use(), 60)
+        assert left[1] - left[0] < 12  # UNCANCELLED_S, and as long to give leases back
     finally:
         await asyncio.to_thread(embedded.__exit__, None, None, None)
