@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 
+from askonce_queue.connections import connect
 from askonce_queue.embedded import EmbeddedStore
-from askonce_queue.store import connect
+from askonce_queue.store import Store
 from tests.support.embedded_server import is_running, server_pid
 from tests.support.leaks import (
     assert_no_other_connections,
@@ -51,6 +52,15 @@ async def store(store_url: str) -> AsyncIterator[redis.asyncio.Redis]:
         await assert_no_other_connections(client)
     finally:
         await client.aclose()
+
+
+@pytest.fixture
+async def askonce_store(store: redis.asyncio.Redis, store_url: str) -> AsyncIterator[Store]:
+    """The shared server as the product sees it; `store` is how tests look behind its back."""
+    del store  # it empties the server first, and looks for open connections last
+    client = Store(store_url)
+    yield client
+    await client.aclose()
 
 
 @pytest.fixture

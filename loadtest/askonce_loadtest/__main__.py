@@ -1,20 +1,22 @@
-"""`python -m askonce_loadtest`: the benchmark, and the stand-in model server."""
+"""`python -m askonce_loadtest`: the benchmark, chaos, and the stand-in model server."""
 
 from __future__ import annotations
 
 import typer
 
 from askonce_loadtest.bench.command import bench
+from askonce_loadtest.chaos.command import chaos
 from askonce_loadtest.model_command import model
 
 app = typer.Typer(
     name="askonce_loadtest",
-    help="Measure askonce, and stand in for its models.",
+    help="Measure askonce, break it, and stand in for its models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command()(bench)
+app.command()(chaos)
 app.command()(model)
 
 if __name__ == "__main__":

@@ -49,8 +49,10 @@ class ModelServer:
 
     `labels` maps inputs to labels, for runs that check answers; other inputs get a label of the
     request's set by their hash. `script` lists, for an input, the faults of its first calls in
-    order ("ok" for none); after these `behaviour` decides. With an `api_key`, requests without it
-    are answered 401. `port` 0 chooses a free one. Raises `OSError` when it cannot listen.
+    order ("ok" for none); after these `behaviour` decides. `on_call` hears of every call as it
+    arrives, with its text and fault, and may return the label it is to get. With an `api_key`,
+    requests without it are answered 401. `port` 0 chooses a free one. Raises `OSError` when it
+    cannot listen.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ModelServer:
         *,
         labels: Mapping[str, str] | None = None,
         script: Mapping[str, Sequence[Fault]] | None = None,
+        on_call: Callable[[str, Fault], str | None] | None = None,
         api_key: str | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -73,6 +76,7 @@ class ModelServer:
         self.port = port
         self._labels = labels or {}
         self._script = {text: deque(faults) for text, faults in (script or {}).items()}
+        self._on_call = on_call
         self._api_key = api_key
         self._host = host
         self._stopping = asyncio.Event()
@@ -158,22 +162,27 @@ class ModelServer:
             return error_reply(400, "unsupported", "this server does no streams and only n=1")
         text = last_user_text(chat.messages)
         turn = self._next_turn(text)
+        label = self._on_call(text, turn.fault) if self._on_call else None
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
             if turn.latency_s > 0:
                 await asyncio.sleep(turn.latency_s)
-            return await self._reply(request, chat, text, turn)
+            return await self._reply(request, chat, text, turn, label or self._labels.get(text))
         finally:
             self.in_flight -= 1
 
     async def _reply(
-        self, request: web.Request, chat: ChatRequest, text: str, turn: Turn
+        self,
+        request: web.Request,
+        chat: ChatRequest,
+        text: str,
+        turn: Turn,
+        label: str | None,
     ) -> web.StreamResponse:
         if turn.fault == "stall":
             await self._stopping.wait()
             return error_reply(503, "stopping", "the server stopped")
-        label = self._labels.get(text)
         if turn.fault == "cut":
             return await send_cut(request, completion(chat, text, label))
         if turn.fault == "ok":

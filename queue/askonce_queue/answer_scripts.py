@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from askonce_queue import names
+from askonce_queue import names, pressure
 from askonce_queue.scripts import Arg, Call, Script
 
 _LOOK_UP = Script("look_up", allow_oom=True)
 _TAKE_OVER = Script("take_over", allow_oom=True)
 _RENEW = Script("renew", allow_oom=True)
-_FILL = Script("fill", allow_oom=False)
+_FILL = Script("fill", allow_oom=False, prelude=pressure.PRELUDE)
 _RELEASE = Script("release", allow_oom=True)
 _NOTE_ATTEMPT = Script("note_attempt", allow_oom=True)
 _READ_STAMPS = Script("read_stamps", allow_oom=True)
@@ -84,8 +84,14 @@ def renew(tag: str, *, lease_ms: int, held: Sequence[tuple[bytes, bytes]]) -> Ca
 
 def fill(tag: str, fills: Sequence[Fill]) -> Call:
     prefix = names.answer_prefix(tag)
-    keys = [names.stamps(tag), names.last(tag), names.leases(tag), names.tries(tag)]
-    args: list[Arg] = []
+    keys = [
+        names.stamps(tag),
+        names.last(tag),
+        names.leases(tag),
+        names.tries(tag),
+        names.memory(tag),
+    ]
+    args: list[Arg] = [pressure.STOP_FILLS_AT]
     for one in fills:
         keys.append(prefix + one.digest)
         args += one[1:]

@@ -16,10 +16,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import anyio
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import RedisError
 
-from askonce_queue import names, queue_scripts
+from askonce_queue import queue_scripts
 from askonce_queue.ask_many import AskMany
+from askonce_queue.checks import check_shards
 from askonce_queue.errors import (
     ClientNameInUse,
     IdConflict,
@@ -35,16 +36,16 @@ from askonce_queue.ledger import (
     Enqueue,
     Ledger,
     Limits,
-    reply_lines,
+    read_results,
 )
+from askonce_queue.positions import Positions
 from askonce_queue.reply import Reply
-from askonce_queue.scripts import Arg, run, run_many, send
-from askonce_queue.store import check_shards, connect
+from askonce_queue.scripts import Call
+from askonce_queue.store import Store
+from askonce_queue.store_config import StoreConfig
 
 BLOCK_S = 0.5
 HAND_OVER_EVERY_S = 0.05
-READ_COUNT = 200
-"""Reply entries a read; each may hold some hundred replies."""
 
 
 class Client:
@@ -58,18 +59,19 @@ class Client:
 
     def __init__(
         self,
-        url: str,
+        store: str | StoreConfig,
         *,
         name: str | None = None,
         pool: str = "default",
         shards: int = 1,
         limits: Limits | None = None,
     ) -> None:
-        self._ledger = Ledger(name, pool=pool, shards=shards, limits=limits or Limits())
-        self._shards = shards
-        self._commands = connect(url, role="commands")
-        self._blocking = connect(url, role="blocking", block_s=BLOCK_S, max_connections=2)
-        self._last_ids = dict.fromkeys(self._ledger.tags, b"0")
+        self._commands = Store(store, shards=shards)
+        self._blocking = Store(store, shards=shards, role="blocking", block_s=BLOCK_S)
+        self._ledger = Ledger(
+            name, pool=pool, shards=len(self._commands.tags), limits=limits or Limits()
+        )
+        self._positions = Positions(self._ledger)
         self._inbox: deque[Delivered] = deque()
         self._arrived = anyio.Event()
         self._rng = random.Random()
@@ -88,10 +90,11 @@ class Client:
 
     async def __aenter__(self) -> Self:
         try:
-            await check_shards(self._commands, self._shards)
+            await check_shards(self._commands)
             await self._claim_name()
-            while await self._read_once(block=False):
-                pass
+            for tags in self._blocking.groups:
+                while await self._read_once(tags, block_s=0.0):
+                    pass
         except (RedisError, OSError) as error:
             await self._disconnect()
             raise StoreUnavailable(f"the store cannot be reached: {error}") from error
@@ -105,8 +108,10 @@ class Client:
     @asynccontextmanager
     async def _loops(self) -> AsyncGenerator[None]:
         async with anyio.create_task_group() as tasks:
-            for loop in (self._read_forever, self._renew_forever, self._hand_over_forever):
-                tasks.start_soon(loop)
+            for tags in self._blocking.groups:
+                tasks.start_soon(self._read_forever, tags)
+            tasks.start_soon(self._renew_forever)
+            tasks.start_soon(self._hand_over_forever)
             yield
             tasks.cancel_scope.cancel()
 
@@ -143,7 +148,7 @@ class Client:
         accepted; the others were), `ClientNameInUse`, `StoreUnavailable` (what was accepted is
         unknown: enqueue the same ids again).
         """
-        ids = self._ledger.assign_ids(jobs)
+        ids = self._ledger.assign_ids(jobs, self._commands.down())
         calls = self._ledger.prepare(ids, jobs, lane=lane, reply_to=reply_to)
         new = self._ledger.expect(ids, self._inbox_put) if reply_to is None else set[str]()
         error = await self._send(calls)
@@ -158,7 +163,7 @@ class Client:
         self, job: Job, *, lane: str = "interactive", timeout_s: float | None = None
     ) -> Reply:
         """Enqueue one job and wait for its reply. Raises as `enqueue_many`, and `ReplyTimeout`."""
-        ids = self._ledger.assign_ids([job])
+        ids = self._ledger.assign_ids([job], self._commands.down())
         calls = self._ledger.prepare(ids, [job], lane=lane, reply_to=None)
         box: list[Delivered] = []
         arrived = anyio.Event()
@@ -238,54 +243,40 @@ class Client:
     async def _send(self, calls: Sequence[Enqueue]) -> QueueFull | IdConflict | None:
         if self._lost_name:
             raise ClientNameInUse(f"client name {self.name!r} was taken by another client")
-        try:
-            results = await run_many(self._commands, [enqueue.call for enqueue in calls])
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"the store cannot be reached: {error}") from error
-        answered: list[tuple[Enqueue, bytes | None]] = []
-        for enqueue, result in zip(calls, results, strict=True):
-            if isinstance(result, Exception):
-                if not isinstance(result, OutOfMemoryError):
-                    raise StoreUnavailable(f"the store refused jobs: {result}") from result
-                answered.append((enqueue, None))
-            else:
-                answered.append((enqueue, result))
-        return self._ledger.read_verdicts(answered)
+        results = await self._enqueue(calls)
+        if b"!" in results:
+            # The name's lease was lost: by the store with its data, or by us with the time. Whoever
+            # holds the name now is asked by the script.
+            await self._claim_name()
+            results = await self._enqueue(calls)
+        return self._ledger.read_verdicts(read_results(calls, results))
+
+    async def _enqueue(self, calls: Sequence[Enqueue]) -> list[Any]:
+        requests = [enqueue.call for enqueue in calls]
+        if not self._commands.confirms:
+            return await self._commands.run_many(requests)
+        # A repeated enqueue may write nothing, and then there would be nothing to confirm.
+        claims = self._claims(dict.fromkeys(enqueue.tag for enqueue in calls))
+        results = await self._commands.run_confirmed([*requests, *claims])
+        return results[: len(calls)]
 
     # Loops
 
-    async def _read_forever(self) -> None:
+    async def _read_forever(self, tags: Sequence[str]) -> None:
         delay_s = 0.02
         while True:
             try:
-                await self._read_once(block=True)
+                await self._read_once(tags, block_s=BLOCK_S)
                 delay_s = 0.02
             except (RedisError, OSError):
-                # Nothing is lost: reading deletes nothing, and goes on from the last entry.
+                # Nothing is lost: reading deletes nothing.
+                self._positions.rewind(tags)
                 await anyio.sleep(self._rng.uniform(0.5, 1.0) * delay_s)
                 delay_s = min(2.0, 2 * delay_s)
 
-    async def _read_once(self, *, block: bool) -> int:
-        streams = {names.replies(tag, self.name): tag for tag in self._ledger.tags}
-        wait: tuple[Arg, ...] = ("BLOCK", int(BLOCK_S * 1000)) if block else ()
-        rows: list[Any] | None = await send(
-            self._blocking,
-            "XREAD",
-            "COUNT",
-            READ_COUNT,
-            *wait,
-            "STREAMS",
-            *streams,
-            *self._last_ids.values(),
-        )
-        entries = 0
-        for stream, batch in rows or ():
-            tag = streams[stream]
-            for entry_id, fields in batch:
-                self._ledger.receive(tag, entry_id, reply_lines(fields))
-                self._last_ids[tag] = entry_id
-                entries += 1
-        return entries
+    async def _read_once(self, tags: Sequence[str], *, block_s: float) -> int:
+        key, words = self._positions.read(tags, block_s)
+        return self._positions.take(await self._blocking.send(key, *words))
 
     async def _renew_forever(self) -> None:
         while True:
@@ -298,19 +289,23 @@ class Client:
             except (RedisError, OSError):
                 continue  # the next enqueue tells its caller
 
-    async def _claim_name(self) -> None:
-        calls = [
+    def _claims(self, tags: Iterable[str]) -> list[Call]:
+        return [
             queue_scripts.claim_name(tag, self.name, self._ledger.token, NAME_TTL_MS)
-            for tag in self._ledger.tags
+            for tag in tags
         ]
-        for result in await run_many(self._commands, calls):
+
+    async def _claim_name(self) -> None:
+        """Take or renew the name on every shard. Raises the first failure, after all were tried."""
+        results = await self._commands.run_many(self._claims(self._ledger.tags))
+        if any(result == 0 for result in results):
+            raise ClientNameInUse(
+                f"another live client is named {self.name!r}; choose another name, "
+                "or wait until it has ended"
+            )
+        for result in results:
             if isinstance(result, Exception):
                 raise result
-            if not result:
-                raise ClientNameInUse(
-                    f"another live client is named {self.name!r}; choose another name, "
-                    "or wait until it has ended"
-                )
 
     async def _hand_over_forever(self) -> None:
         while True:
@@ -319,22 +314,23 @@ class Client:
 
     async def _hand_over(self) -> None:
         """Delete what was handed to callers; what fails goes with the next."""
-        for entries, tag, call in self._ledger.take_handed():
-            try:
-                await run(self._commands, call)
-            except (RedisError, OSError):
+        handed = self._ledger.take_handed()
+        results = await self._commands.run_many([call for _, _, call in handed])
+        for (entries, tag, _), result in zip(handed, results, strict=True):
+            if isinstance(result, Exception):
                 self._ledger.put_back_handed(tag, entries)
+            else:
+                self._ledger.deleted(tag, entries)
 
     async def _leave(self) -> None:
         await self._hand_over()
-        calls = [
-            queue_scripts.release_name(tag, self.name, self._ledger.token)
-            for tag in self._ledger.tags
-        ]
-        try:
-            await run_many(self._commands, calls)
-        except (RedisError, OSError):
-            return  # the name's lease runs out by itself
+        # A name that cannot be given back runs out by itself.
+        await self._commands.run_many(
+            [
+                queue_scripts.release_name(tag, self.name, self._ledger.token)
+                for tag in self._ledger.tags
+            ]
+        )
 
     async def _disconnect(self) -> None:
         await self._commands.aclose()

@@ -10,13 +10,22 @@ import itertools
 import re
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal, NamedTuple
+
+from redis.exceptions import OutOfMemoryError
 
 from askonce_queue import queue_scripts
 from askonce_queue.envelope import NAMED
-from askonce_queue.errors import ClientNameInUse, IdConflict, InvalidJob, QueueFull
+from askonce_queue.errors import (
+    ClientNameInUse,
+    IdConflict,
+    InvalidJob,
+    QueueFull,
+    StoreUnavailable,
+)
 from askonce_queue.job import MAX_JOB_BYTES, Job, encode_payload
+from askonce_queue.pressure import MAX_MEMORY_SHARE
 from askonce_queue.queue_scripts import LANES, Lane
 from askonce_queue.reply import Reply, decode_replies
 from askonce_queue.scripts import CHUNK, Arg, Call
@@ -29,24 +38,29 @@ NAME_TTL_MS = 15_000
 _FULL = {
     "f": "the backlog is at its bound (max_backlog)",
     "u": "too many replies are owed (max_unread): read replies first",
+    "m": "jobs, replies and other data that cannot be evicted fill the store's memory "
+    "(max_memory_share): read replies, or raise maxmemory",
 }
 
 
 class Limits(NamedTuple):
     """The bounds that the enqueue script enforces. `max_backlog`: unsettled jobs in one stream;
     `max_unread`: replies owed to one client (outstanding + unread), or entries unread in a named
-    stream; `max_job_bytes`: JSON of one job.
+    stream; `max_job_bytes`: JSON of one job; `max_memory_share`: the part of the store's maxmemory
+    that may be taken by what cannot be evicted.
     """
 
     max_backlog: int = 1_000_000
     max_unread: int = 100_000
     max_job_bytes: int = MAX_JOB_BYTES
+    max_memory_share: float = MAX_MEMORY_SHARE
 
 
 class Enqueue(NamedTuple):
-    """One call of the enqueue script and the ids of its jobs, in order."""
+    """One call of the enqueue script, its shard, and the ids of its jobs, in order."""
 
     call: Call
+    tag: str
     job_ids: list[str]
 
 
@@ -86,6 +100,7 @@ class Ledger:
         self._own_ids = f"-{self.token}-"
         self._done: dict[str, None] = {}
         self._on_early: Callable[[], None] = lambda: None
+        self._here: set[tuple[str, bytes]] = set()
         self._left: dict[tuple[str, bytes], int] = {}
         self._sizes: dict[tuple[str, bytes], int] = {}
         self._handed: defaultdict[str, list[tuple[bytes, int]]] = defaultdict(list)
@@ -101,9 +116,17 @@ class Ledger:
 
     # Enqueue
 
-    def assign_ids(self, jobs: Sequence[Job]) -> list[str]:
-        """The jobs' ids; those without one get a new one, of one shard, to keep batches large."""
-        prefix = f"s{next(self._next_shard)}-{self.token}-"
+    def assign_ids(self, jobs: Sequence[Job], avoid: Collection[str] = ()) -> list[str]:
+        """The jobs' ids; those without one get a new one, of one shard, to keep batches large.
+
+        `avoid`: the tags of shards that cannot be reached; they are used if there are no others.
+        """
+        shard = next(self._next_shard)
+        for _ in self.tags:
+            if self.tags[shard] not in avoid:
+                break
+            shard = next(self._next_shard)
+        prefix = f"s{shard}-{self.token}-"
         counter = self._counter
         return [prefix + str(next(counter)) if job.id is None else job.id for job in jobs]
 
@@ -148,10 +171,11 @@ class Ledger:
                     reply_to=address,
                     max_backlog=self._limits.max_backlog,
                     max_unread=self._limits.max_unread,
+                    max_memory_share=self._limits.max_memory_share,
                     stride=stride,
                     jobs=args[start * stride : (start + CHUNK) * stride],
                 )
-                calls.append(Enqueue(call, ids[start : start + CHUNK]))
+                calls.append(Enqueue(call, self.tags[shard], ids[start : start + CHUNK]))
         return calls
 
     @staticmethod
@@ -235,9 +259,12 @@ class Ledger:
 
         A reply that nobody awaits is of a job that an earlier client of this name enqueued, and
         waits to be asked for; or it is the second to a job of ours, and dropped. Lines that are
-        not replies are counted and dropped.
+        not replies are counted and dropped. An entry that is here already changes nothing.
         """
         source = (tag, entry_id)
+        if source in self._here:
+            return
+        self._here.add(source)
         replies, unreadable = decode_replies(lines)
         self.unreadable += unreadable
         size = len(replies) + unreadable
@@ -293,6 +320,10 @@ class Ledger:
             for start in range(0, len(entries), CHUNK)
         ]
 
+    def deleted(self, tag: str, entries: list[tuple[bytes, int]]) -> None:
+        """What was handed over is deleted."""
+        self._here.difference_update([(tag, entry_id) for entry_id, _ in entries])
+
     def put_back_handed(self, tag: str, entries: list[tuple[bytes, int]]) -> None:
         """A deletion failed: it goes with the next."""
         self._handed[tag] += entries
@@ -301,3 +332,21 @@ class Ledger:
 def reply_lines(fields: Sequence[bytes]) -> bytes:
     """The replies in the fields of an entry of a reply stream; empty when it is none of ours."""
     return dict(zip(fields[::2], fields[1::2], strict=False)).get(b"r", b"")
+
+
+def read_results(
+    calls: Sequence[Enqueue], results: Sequence[Any]
+) -> list[tuple[Enqueue, bytes | None]]:
+    """Pair calls with their letters; `None` where memory is full. Raises `StoreUnavailable`."""
+    answered: list[tuple[Enqueue, bytes | None]] = []
+    for enqueue, result in zip(calls, results, strict=True):
+        if isinstance(result, OutOfMemoryError):
+            answered.append((enqueue, None))
+        elif isinstance(result, Exception):
+            raise StoreUnavailable(
+                f"the store did not confirm jobs: {result}. What it accepted is unknown: enqueue "
+                "the same ids again"
+            ) from result
+        else:
+            answered.append((enqueue, result))
+    return answered

@@ -18,6 +18,7 @@ them together. Job shards and answer shards share the table of tags but not thei
 | `last:{tag}` | sorted set | tag → stamp of its last invalidation |
 | `lease:{tag}` | hash | digest → fill lease |
 | `tries:{tag}` | hash | digest → attempts, remembered rejections |
+| `memory:{tag}` | string | what was last found of the server's memory, see `pressure.lua` |
 | `stats:{tag}` | hash | counters flushed by workers |
 | `askonce:meta` | hash | the number of shards |
 """
@@ -83,6 +84,10 @@ def leases(tag: str) -> bytes:
 
 def tries(tag: str) -> bytes:
     return f"tries:{{{tag}}}".encode()
+
+
+def memory(tag: str) -> bytes:
+    return f"memory:{{{tag}}}".encode()
 
 
 def stats(tag: str) -> bytes:

@@ -5,13 +5,13 @@ Keys, arguments and results are described in the header of each Lua file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from askonce_queue import names
+from askonce_queue import names, pressure
 from askonce_queue.scripts import Arg, Call, Script
 
-_ENQUEUE = Script("enqueue", allow_oom=False)
+_ENQUEUE = Script("enqueue", allow_oom=True, prelude=pressure.PRELUDE)
 _SETTLE = Script("settle", allow_oom=True)
 _BURY = Script("bury", allow_oom=True)
 _BEAT = Script("beat", allow_oom=True)
@@ -26,6 +26,8 @@ _RECORD_SHARDS = Script("record_shards", allow_oom=True)
 _ENSURE_GROUP = Script("ensure_group", allow_oom=True)
 _SWEEP_RECORDS = Script("sweep_records", allow_oom=True)
 _SWEEP_CLIENTS = Script("sweep_clients", allow_oom=True)
+_MEASURE = Script("measure", allow_oom=True, prelude=pressure.PRELUDE)
+_COUNT = Script("count", allow_oom=True)
 
 
 LANES = ("interactive", "bulk")
@@ -79,6 +81,7 @@ def enqueue(
     reply_to: str,
     max_backlog: int,
     max_unread: int,
+    max_memory_share: float,
     stride: Literal[2, 5],
     jobs: Sequence[Arg],
 ) -> Call:
@@ -92,8 +95,19 @@ def enqueue(
             names.owed(tag),
             names.clients(tag),
             names.replies(tag, reply_to or client),
+            names.memory(tag),
         ],
-        [client, token, lane.lane, reply_to, max_backlog, max_unread, stride, *jobs],
+        [
+            client,
+            token,
+            lane.lane,
+            reply_to,
+            max_backlog,
+            max_unread,
+            max_memory_share,
+            stride,
+            *jobs,
+        ],
     )
 
 
@@ -193,6 +207,10 @@ def count_solo(lane: Lane, entry_id: bytes, token: str) -> Call:
     return Call(_COUNT_SOLO, [key], [solo_field(lane, entry_id), token])
 
 
+def count(tag: str, counts: Mapping[str, int]) -> Call:
+    return Call(_COUNT, [names.stats(tag)], [word for pair in counts.items() for word in pair])
+
+
 def solo_field(lane: Lane, entry_id: bytes) -> str:
     """The field of an entry in the hash of solo tries."""
     return f"{lane.lane}/{entry_id.decode()}"
@@ -220,3 +238,8 @@ def sweep_clients(tag: str, *, cursor: int, count: int, retain_ms: int) -> Call:
         [names.clients(tag), names.owed(tag)],
         [cursor, count, retain_ms, names.replies(tag, "")],
     )
+
+
+def measure(tag: str) -> Call:
+    """Its result is for `pressure.read_memory`."""
+    return Call(_MEASURE, [names.memory(tag)], [])

@@ -46,10 +46,21 @@ class Call(NamedTuple):
     keys: Sequence[bytes]
     args: Sequence[Arg]
 
-    def command(self, verb: str) -> list[Any]:
+    def command(self, verb: str) -> tuple[Any, ...]:
         """The words of the command; `verb` is EVALSHA or EVAL."""
         code = self.script.sha if verb == "EVALSHA" else self.script.source
-        return [verb, code, len(self.keys), *self.keys, *self.args]
+        return (verb, code, len(self.keys), *self.keys, *self.args)
+
+
+class Plain(NamedTuple):
+    """A command that is no script."""
+
+    words: tuple[Any, ...]
+
+    def command(self, verb: str) -> tuple[Any, ...]:
+        """The words of the command."""
+        del verb
+        return self.words
 
 
 async def send(store: AsyncStore, *words: Arg) -> Any:

@@ -1,6 +1,10 @@
-"""Connections to the store by role, and the checks that it is one askonce can run on.
+"""The store, whatever it is made of: each request goes to the server that holds its shard.
 
-Two roles keep their own clients, because their time limits and retries contradict each other:
+What shares a server's fate shares a pipeline and a circuit breaker: in a cluster one shard, else
+all shards together. A dead primary therefore delays only requests for its own shards, provided that
+callers do not wait for several shards at once: every long-running loop serves one shard.
+
+Two roles keep their own `Store`, because their time limits and retries contradict each other:
 `commands` re-sends after a lost reply, which is safe because every script is idempotent; `blocking`
 (XREADGROUP with BLOCK) never does, because a re-sent read leaves the first one's deliveries pending
 with nobody who knows of them. After any error of a blocking read, read your own pending entries.
@@ -8,270 +12,354 @@ with nobody who knows of them. After any error of a blocking read, read your own
 
 from __future__ import annotations
 
-import re
-import urllib.parse
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+import asyncio
+import functools
+import random
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
-import hiredis
-import msgspec
-import redis
-import redis.asyncio
-from redis.asyncio import connection as async_connection
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import EqualJitterBackoff
-from redis.exceptions import DataError, RedisError
-from redis.maint_notifications import MaintNotificationsConfig
-from redis.retry import Retry
+import anyio
+from redis.exceptions import ConnectionError as StoreDown
+from redis.exceptions import RedisError
 
-from askonce_queue.errors import ConfigError, StoreUnavailable
-from askonce_queue.queue_scripts import record_shards
-from askonce_queue.scripts import run, run_sync
-from askonce_queue.shards import MAX_SHARDS
+from askonce_queue.breaker import Breaker
+from askonce_queue.connections import Endpoint, Role, Words
+from askonce_queue.durability import NotConfirmed, confirmation, unconfirmed
+from askonce_queue.exchange import Exchange, Next, Request
+from askonce_queue.scripts import Arg, Call, Plain
+from askonce_queue.shards import shard_tags
+from askonce_queue.store_config import Address, StoreConfig, as_config
+from askonce_queue.topology import SINGLE, NotKnown, topology_of
 
-if TYPE_CHECKING:
-    from redis.typing import EncodableT
-
-Role = Literal["commands", "blocking"]
-Client = TypeVar("Client", redis.Redis, redis.asyncio.Redis)
-
-RETRIES = 3
-RETRY_BASE_S = 0.1
-RETRY_CAP_S = 1.0
-"""With both, the retries outlast a restart of at least 0.7 s."""
-POOL_WAIT_S = 20.0
-
-_RAW_REPLIES = (
-    "XREAD",
-    "XREADGROUP",
-    "XRANGE",
-    "XREVRANGE",
-    "XCLAIM",
-    "XAUTOCLAIM",
-    "XPENDING",
-)
-_PACKED_TYPES = frozenset({bytes, str, int, float})
-_URL_OPTIONS = frozenset({"connection_class", "host", "port", "path", "db", "username", "password"})
+LEARN_EVERY_S = 0.05
+"""The least time between two readings of the topology: failures come in crowds."""
+SECOND_CHANCE_S = 2.0
+"""How long the reply to a new connection may take, after a time-out on an old one."""
+PROBE_WAIT_S = 0.25
+"""How long a request waits for the outcome of another's probe."""
+LEARN_TIMEOUT_S = 1.5
+"""How long one server may take to describe the topology before another is asked."""
 
 
-class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The `[redis]` table: where the store is, and over how many hash slots work is spread."""
+class ShardDown(StoreDown):
+    """A shard could not be reached a moment ago, and is not asked again just now."""
 
-    url: str
-    shards: int = 1
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.shards <= MAX_SHARDS:
-            raise ValueError(f"shards: expected 1 to {MAX_SHARDS}, got {self.shards}")
+class Store:
+    """An asyncio client for a store of any topology. Connects on first use; `aclose()` it.
+
+    `block_s` is the longest BLOCK that a caller in the role `blocking` may use. A request beyond
+    `max_connections` to one server waits for a free connection. All replies are as on the wire in
+    RESP2: bytes, ints, lists, None. Raises `ConfigError` when `store` cannot be read.
+    """
+
+    def __init__(
+        self,
+        store: str | StoreConfig,
+        *,
+        shards: int = 1,
+        role: Role = "commands",
+        block_s: float = 2.0,
+        max_connections: int = 16,
+    ) -> None:
+        self.config = config = as_config(store, shards)
+        self.tags = shard_tags(config.shards)
+        """The hash tag of each shard."""
+        self._role: Role = role
+        self._block_s = block_s if role == "blocking" else 0.0
+        self._max_connections = max_connections
+        self._topology = topology_of(config)
+        self._rng = random.Random()
+        self._endpoints: dict[Address, Endpoint] = {}
+        self._sentinels: dict[Address, Endpoint] = {}
+        self._breakers: defaultdict[str, Breaker] = defaultdict(lambda: Breaker(self._rng))
+        self._probes: dict[str, anyio.Event] = {}
+        self._learning = asyncio.Lock()
+        self._learnt_at = -1.0
+
+    async def run(self, call: Call) -> Any:
+        """Run one script. Raises redis-py's errors."""
+        (result,) = await self._ask(self._topology.group(call.keys[0]), [call])
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def run_many(self, calls: Sequence[Call]) -> list[Any]:
+        """Run scripts, one round trip a shard: one result a call, an exception for one that failed.
+
+        Never raises for what the store does.
+        """
+        return await self._by_group(self._ask, calls, [call.keys[0] for call in calls])
+
+    async def run_confirmed(
+        self, calls: Sequence[Call], *, every_replica: bool = False
+    ) -> list[Any]:
+        """`run_many`, where a result counts only once it will survive a failover.
+
+        As configured by `wait_replicas` and `wait_fsync`, or with `every_replica` once all replicas
+        that are connected have it. What was executed but not confirmed has `NotConfirmed` in its
+        place. At least one call of a shard must write, or there is nothing to wait for.
+        """
+        confirm = functools.partial(self._confirm, every_replica=every_replica)
+        return await self._by_group(confirm, calls, [call.keys[0] for call in calls])
+
+    async def send(self, key: bytes, *words: Arg) -> Any:
+        """Send one plain command to the shard that holds `key`. Raises redis-py's errors."""
+        (result,) = await self._ask(self._topology.group(key), [Plain(words)])
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def send_many(self, commands: Sequence[tuple[bytes, Words]]) -> list[Any]:
+        """Send plain commands, each with the key that says where to; results as of `run_many`."""
+        return await self._by_group(
+            self._ask, [Plain(words) for _, words in commands], [key for key, _ in commands]
+        )
+
+    async def ask_servers(self, *words: Arg) -> dict[Address, Any]:
+        """Send one command to every primary; results as of `run_many`.
+
+        Raises redis-py's errors when no primary is known.
+        """
+        if not self._topology.primaries:
+            await self._learn()
+        replies: dict[Address, Any] = {}
+
+        async def ask(address: Address) -> None:
+            exchange = Exchange([Plain(words)], self._role, self._rng)
+            while not exchange.done:
+                try:
+                    following = exchange.replied(
+                        await self._endpoint(address).exchange(exchange.commands())
+                    )
+                except (RedisError, OSError) as error:
+                    following = exchange.failed(error)
+                await anyio.sleep(following.pause_s)
+            (replies[address],) = exchange.results
+
+        primaries = self._topology.primaries
+        async with anyio.create_task_group() as tasks:
+            for address in primaries:
+                tasks.start_soon(ask, address)
+        return {address: replies[address] for address in primaries}
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """The shard tags, those together that one command can reach."""
+        return [[tag] for tag in self.tags] if self.config.cluster else [list(self.tags)]
+
+    @property
+    def confirms(self) -> bool:
+        """Whether `run_confirmed` waits for anything, as configured."""
+        return confirmation(self.config, self.config.wait_replicas) is not None
+
+    def server_of(self, key: bytes) -> Address | None:
+        """The server that holds `key`, as far as known."""
+        return self._topology.address(self._topology.group(key))
+
+    def down(self) -> dict[str, Exception]:
+        """The shard tags that could not be reached when last asked, and why."""
+        found: dict[str, Exception] = {}
+        for tag in self.tags:
+            breaker = self._breakers.get(tag if self.config.cluster else SINGLE)
+            if breaker is not None and breaker.last_error is not None:
+                found[tag] = breaker.last_error
+        return found
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        for endpoint in (*self._endpoints.values(), *self._sentinels.values()):
+            await endpoint.aclose()
+
+    # Asking
+
+    async def _by_group(
+        self,
+        ask: Callable[[str, Sequence[Any]], Awaitable[list[Any]]],
+        requests: Sequence[Any],
+        keys: Sequence[bytes],
+    ) -> list[Any]:
+        """Ask for each group at once; one result a request, in order."""
+        groups: defaultdict[str, list[int]] = defaultdict(list)
+        for i, key in enumerate(keys):
+            groups[self._topology.group(key)].append(i)
+        if len(groups) <= 1:
+            return await ask(next(iter(groups)), requests) if groups else []
+        results: list[Any] = [None] * len(requests)
+
+        async def ask_group(group: str, indexes: list[int]) -> None:
+            found = await ask(group, [requests[i] for i in indexes])
+            for i, result in zip(indexes, found, strict=True):
+                results[i] = result
+
+        async with anyio.create_task_group() as tasks:
+            for group, indexes in groups.items():
+                tasks.start_soon(ask_group, group, indexes)
+        return results
+
+    async def _ask(
+        self, group: str, requests: Sequence[Request], *, together: bool = False
+    ) -> list[Any]:
+        """Ask for what shares a breaker; one result a request."""
+        breaker = self._breakers[group]
+        if not await self._admitted(group, breaker):
+            reason = breaker.last_error
+            return [ShardDown(f"not reachable a moment ago: {reason}")] * len(requests)
+        probe = None if breaker.closed else self._probes.setdefault(group, anyio.Event())
+        exchange = Exchange(requests, self._role, self._rng, together=together)
         try:
-            _read_url(self.url)
-        except ValueError as error:
-            raise ValueError(f"url: expected a store's URL: {error}") from error
+            await self._carry_out(group, exchange)
+            if exchange.unreachable is None:
+                breaker.succeeded()
+            else:
+                breaker.failed(time.monotonic(), exchange.unreachable)
+        except BaseException:
+            breaker.abandoned()
+            raise
+        finally:
+            if probe is not None:
+                self._probes.pop(group, None)
+                probe.set()
+        return exchange.results
+
+    async def _admitted(self, group: str, breaker: Breaker) -> bool:
+        """Whether to ask a shard; while somebody probes it, that is waited for, but not long."""
+        if not breaker.admit(time.monotonic()):
+            probe = self._probes.get(group)
+            if probe is None:
+                return False
+            with anyio.move_on_after(PROBE_WAIT_S):
+                await probe.wait()
+            return breaker.admit(time.monotonic())
+        return True
+
+    async def _carry_out(self, group: str, exchange: Exchange) -> None:
+        limit_s: float | None = None
+        while not exchange.done:
+            endpoint: Endpoint | None = None
+            try:
+                endpoint = self._endpoint(exchange.detour or await self._where(group))
+                with anyio.fail_after(limit_s):
+                    replies = await endpoint.exchange(exchange.commands())
+                following = exchange.replied(replies)
+            except (RedisError, OSError) as error:
+                following = exchange.failed(error)
+            limit_s = SECOND_CHANCE_S if following.renew else None
+            await self._prepare(group, exchange, following, endpoint)
+
+    async def _prepare(
+        self, group: str, exchange: Exchange, following: Next, endpoint: Endpoint | None
+    ) -> None:
+        """Do what must be done before the next try."""
+        host = endpoint.address[0] if endpoint else ""
+        if exchange.moved_to is not None:
+            self._topology.moved(group, whole(exchange.moved_to, host))
+            exchange.moved_to = None
+        if exchange.detour is not None:
+            exchange.detour = whole(exchange.detour, host)
+        if following.renew and endpoint is not None:
+            await endpoint.forget_idle()
+        if following.pause_s:
+            await anyio.sleep(following.pause_s)
+        if following.learn and not exchange.done and self._topology.question:
+            try:
+                await self._learn()
+            except (RedisError, OSError):
+                return  # what was known before is tried again
+
+    async def _confirm(
+        self, group: str, calls: Sequence[Call], *, every_replica: bool
+    ) -> list[Any]:
+        """Run calls of one shard and wait for their confirmation on the same connection."""
+        config = self.config
+        replicas = config.wait_replicas
+        try:
+            if every_replica:
+                role: Any = await self.send(calls[0].keys[0], "ROLE")
+                replicas = len(role[2])
+            wait = confirmation(config, replicas)
+        except (RedisError, OSError) as error:
+            return [error] * len(calls)
+        if wait is None:
+            return await self._ask(group, calls)
+        *results, confirmed = await self._ask(group, [*calls, wait], together=True)
+        missing = unconfirmed(confirmed, config, replicas)
+        if missing:
+            return [r if isinstance(r, Exception) else NotConfirmed(missing) for r in results]
+        return results
+
+    # Servers
+
+    async def _where(self, group: str) -> Address:
+        address = self._topology.address(group)
+        if address is None:
+            await self._learn()
+            address = self._topology.address(group)
+        if address is None:
+            raise NotKnown("no server holds this shard: are all slots of the cluster covered?")
+        return address
+
+    def _endpoint(self, address: Address) -> Endpoint:
+        endpoint = self._endpoints.get(address)
+        if endpoint is None:
+            endpoint = self._endpoints[address] = Endpoint(
+                self.config,
+                address,
+                block_s=self._block_s,
+                max_connections=self._max_connections,
+            )
+        return endpoint
+
+    async def _learn(self) -> None:
+        """Ask who holds what, whoever knows. Raises the last error when nobody says."""
+        if not self._topology.question:
+            return
+        called_at = time.monotonic()
+        async with self._learning:
+            if self._learnt_at >= called_at - LEARN_EVERY_S and self._topology.primaries:
+                return  # somebody asked meanwhile
+            last: Exception = NotKnown("no server is known")
+            for address in self._whom_to_ask():
+                try:
+                    with anyio.fail_after(LEARN_TIMEOUT_S):
+                        reply = await self._guide(address).exchange([self._topology.question])
+                    if isinstance(reply[0], Exception):
+                        raise reply[0]
+                    self._topology.learn(reply[0], address)
+                except (RedisError, OSError) as error:  # TimeoutError is an OSError
+                    last = error
+                    continue
+                self._learnt_at = time.monotonic()
+                await self._forget_others()
+                return
+            raise last
+
+    def _whom_to_ask(self) -> list[Address]:
+        """Those who may know, in random order, those who are known to be there first."""
+        seeds = list(self._topology.seeds)
+        primaries = [] if self.config.sentinel else list(self._topology.primaries)
+        self._rng.shuffle(seeds)
+        self._rng.shuffle(primaries)
+        return list(dict.fromkeys([*primaries, *seeds]))
+
+    def _guide(self, address: Address) -> Endpoint:
+        if not self.config.sentinel:
+            return self._endpoint(address)
+        if address not in self._sentinels:
+            self._sentinels[address] = Endpoint(
+                self.config, address, max_connections=2, sentinel=True
+            )
+        return self._sentinels[address]
+
+    async def _forget_others(self) -> None:
+        """Close what is connected to servers that hold nothing any more."""
+        known = {*self._topology.primaries, *self._topology.seeds}
+        for address in [a for a in self._endpoints if a not in known]:
+            await self._endpoints.pop(address).forget_idle()
 
 
-def connect(
-    url: str,
-    *,
-    role: Role,
-    timeout_s: float = 5.0,
-    block_s: float = 2.0,
-    max_connections: int = 16,
-) -> redis.asyncio.Redis:
-    """Return an asyncio client. It connects on first use; close it with `aclose()`.
-
-    A reply is awaited for `timeout_s`; in the blocking role for `block_s` more, the longest BLOCK
-    that the caller may use. A command beyond `max_connections` waits for a free connection. Replies
-    are bytes; stream reads return the wire's lists: `[[stream, [[id, [field, value, …]], …]], …]`.
-    Raises `ConfigError` when the URL cannot be read.
-    """
-    options = _options(url, role, timeout_s, block_s, max_connections)
-    kind = options.pop("connection_class", async_connection.Connection)
-    retries = RETRIES if role == "commands" else 0
-    pool = redis.asyncio.BlockingConnectionPool(
-        connection_class=_ASYNC_CONNECTIONS[kind],
-        retry=AsyncRetry(EqualJitterBackoff(RETRY_CAP_S, RETRY_BASE_S), retries),
-        **options,
-    )
-    return _with_raw_replies(redis.asyncio.Redis.from_pool(pool))
-
-
-def connect_sync(
-    url: str,
-    *,
-    role: Role,
-    timeout_s: float = 5.0,
-    block_s: float = 2.0,
-    max_connections: int = 16,
-) -> redis.Redis:
-    """Return a synchronous client, otherwise like `connect`; close it with `close()`."""
-    options = _options(url, role, timeout_s, block_s, max_connections)
-    kind = options.pop("connection_class", async_connection.Connection)
-    retries = RETRIES if role == "commands" else 0
-    pool = redis.BlockingConnectionPool(
-        connection_class=_SYNC_CONNECTIONS[kind],
-        retry=Retry(EqualJitterBackoff(RETRY_CAP_S, RETRY_BASE_S), retries),
-        command_packer=_Packer(),
-        **options,
-    )
-    return _with_raw_replies(redis.Redis.from_pool(pool))
-
-
-async def check_store(client: redis.asyncio.Redis) -> None:
-    """Raise `StoreUnavailable` unless the store answers, is new enough and evicts only answers."""
-    try:
-        server: dict[str, Any] = await client.info("server")
-        memory: dict[str, Any] = await client.info("memory")
-    except RedisError as error:
-        raise StoreUnavailable(
-            f"the store does not answer: {error}. Check [redis] url, and that the server runs"
-        ) from error
-    # Valkey calls itself Redis 7.2.4 for old clients' sake, whatever its own version is.
-    is_valkey = "valkey_version" in server
-    name, oldest = ("Valkey", (7, 2)) if is_valkey else ("Redis", (7, 0))
-    version = str(server["valkey_version" if is_valkey else "redis_version"])
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < oldest:
-        raise StoreUnavailable(
-            f"the store is {name} {version}; askonce needs Redis 7.0 or Valkey 7.2, or newer"
-        )
-    policy = str(memory["maxmemory_policy"])
-    if policy.startswith("allkeys-"):
-        raise StoreUnavailable(
-            f"the store's maxmemory-policy is {policy}, which would evict accepted jobs; "
-            "set it to volatile-lfu (only answers carry a TTL)"
-        )
-
-
-async def check_shards(client: redis.asyncio.Redis, shards: int) -> None:
-    """Record the number of shards in a new store; raise `ConfigError` if it has another one.
-
-    With another number, jobs and answers would be looked for where they are not.
-    """
-    _compare_shards(shards, await run(client, record_shards(shards)))
-
-
-def check_shards_sync(client: redis.Redis, shards: int) -> None:
-    """`check_shards` on a synchronous client."""
-    _compare_shards(shards, run_sync(client, record_shards(shards)))
-
-
-def _compare_shards(shards: int, recorded: bytes) -> None:
-    if int(recorded) != shards:
-        raise ConfigError(
-            f"[redis] shards is {shards}, but this store was set up with "
-            f"{recorded.decode()}: use that number, or an empty database"
-        )
-
-
-def _read_url(url: str) -> dict[str, Any]:
-    """What redis-py reads from a URL; raises `ValueError` for what it would silently ignore."""
-    options = dict(async_connection.parse_url(url))
-    for name in options:
-        if name not in _URL_OPTIONS and not name.startswith("ssl_"):
-            raise ValueError(f"unknown option {name!r} in the store's URL")
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme == "unix":
-        if not parts.path:
-            raise ValueError("a unix:// URL needs the path of a socket: unix:///path/to/socket")
-    elif not re.fullmatch(r"(/\d*)?", parts.path):
-        raise ValueError(
-            f"the database in the store's URL must be a number, not {parts.path[1:]!r}"
-        )
-    return options
-
-
-def _options(
-    url: str, role: Role, timeout_s: float, block_s: float, max_connections: int
-) -> dict[str, Any]:
-    """What both kinds of client have in common."""
-    try:
-        from_url = _read_url(url)
-    except ValueError as error:
-        raise ConfigError(f"[redis] url: {error}") from error
-    return {
-        **from_url,
-        "max_connections": max_connections,
-        "timeout": POOL_WAIT_S,
-        "socket_timeout": timeout_s + (block_s if role == "blocking" else 0.0),
-        "socket_connect_timeout": timeout_s,
-        # No health checks: against a server that hangs, redis-py reconnects and checks without end.
-        "health_check_interval": 0,
-        "decode_responses": False,
-        # RESP2: stream reads are plain lists on every server, and nothing is pushed unasked.
-        "protocol": 2,
-        # Even in "auto", pools with these notifications skip the check for closed connections, and
-        # the first command after a restart of the server fails.
-        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
-    }
-
-
-def _with_raw_replies(client: Client) -> Client:
-    """Take away redis-py's parsing of stream replies: it costs more than what we do with them."""
-    callbacks = cast("dict[str, Any]", client.response_callbacks)
-    for command in _RAW_REPLIES:
-        callbacks.pop(command, None)
-    return client
-
-
-def _pack(args: tuple[EncodableT, ...]) -> list[bytes]:
-    """A command in RESP. Raises `DataError` for arguments that are not bytes, text or numbers."""
-    head = args[0].encode() if isinstance(args[0], str) else bytes(cast("bytes", args[0]))
-    if b" " in head:  # redis-py's own commands: "CONFIG GET"
-        args = (*head.split(), *args[1:])
-    try:
-        if not _PACKED_TYPES.issuperset(map(type, args)):
-            args = tuple(_plain(arg) for arg in args)
-        return [hiredis.pack_command(cast("tuple[str | int | float | bytes]", args))]
-    except UnicodeEncodeError as error:
-        raise DataError(f"not valid Unicode: {error}") from error
-
-
-def _plain(arg: object) -> bytes | str | int | float:
-    """`arg` as a type that hiredis packs. Raises `DataError`."""
-    if isinstance(arg, bytes | bytearray | memoryview):
-        return bytes(
-            cast("bytes", arg)
-        )  # hiredis would read a memoryview's buffer without its strides
-    if isinstance(arg, str):
-        return arg.encode()
-    if isinstance(arg, int) and not isinstance(arg, bool):
-        return int(arg)
-    if isinstance(arg, float):
-        return float(arg)
-    raise DataError(f"an argument must be bytes, str, int or float, not {type(arg).__name__}")
-
-
-class _Packer:
-    """Packs the commands of synchronous connections."""
-
-    def pack(self, *args: EncodableT) -> list[bytes]:
-        return _pack(args)
-
-
-class _FastPacking:
-    """Packs in C; redis-py's asyncio connections pack in Python (parsing is in C for both)."""
-
-    def pack_command(self, *args: EncodableT) -> list[bytes]:
-        return _pack(args)
-
-
-class _Connection(_FastPacking, async_connection.Connection):
-    """TCP."""
-
-
-class _SSLConnection(_FastPacking, async_connection.SSLConnection):
-    """TLS over TCP."""
-
-
-class _UnixConnection(_FastPacking, async_connection.UnixDomainSocketConnection):
-    """A unix socket."""
-
-
-_ASYNC_CONNECTIONS: dict[type, type] = {
-    async_connection.Connection: _Connection,
-    async_connection.SSLConnection: _SSLConnection,
-    async_connection.UnixDomainSocketConnection: _UnixConnection,
-}
-_SYNC_CONNECTIONS: dict[type, type] = {
-    async_connection.Connection: redis.Connection,
-    async_connection.SSLConnection: redis.SSLConnection,
-    async_connection.UnixDomainSocketConnection: redis.UnixDomainSocketConnection,
-}
+def whole(address: Address, asked_host: str) -> Address:
+    """A redirection without a host means the host that said it."""
+    return (address[0] or asked_host, address[1])

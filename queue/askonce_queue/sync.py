@@ -5,6 +5,7 @@ No thread and no loop of its own: replies are read, and its name is renewed, whi
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,9 +13,10 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import RedisError
 
-from askonce_queue import names, queue_scripts
+from askonce_queue import queue_scripts
+from askonce_queue.checks import check_shards_sync
 from askonce_queue.errors import (
     ClientNameInUse,
     IdConflict,
@@ -29,15 +31,17 @@ from askonce_queue.ledger import (
     Enqueue,
     Ledger,
     Limits,
-    reply_lines,
+    read_results,
 )
+from askonce_queue.positions import Positions
 from askonce_queue.reply import Reply
-from askonce_queue.scripts import CHUNK, Arg, run_sync, send_sync
-from askonce_queue.store import check_shards_sync, connect_sync
+from askonce_queue.scripts import CHUNK, Call
+from askonce_queue.store_config import StoreConfig
+from askonce_queue.sync_store import SyncStore
 
 BLOCK_S = 0.5
-READ_COUNT = 200
-"""Reply entries a read; each may hold some hundred replies."""
+TURN_S = 0.02
+"""In a cluster, how long it waits at one shard before it looks at the next."""
 
 
 class Client:
@@ -48,17 +52,20 @@ class Client:
 
     def __init__(
         self,
-        url: str,
+        store: str | StoreConfig,
         *,
         name: str | None = None,
         pool: str = "default",
         shards: int = 1,
         limits: Limits | None = None,
     ) -> None:
-        self._ledger = Ledger(name, pool=pool, shards=shards, limits=limits or Limits())
-        self._commands = connect_sync(url, role="commands", max_connections=2)
-        self._blocking = connect_sync(url, role="blocking", block_s=BLOCK_S, max_connections=2)
-        self._last_ids = dict.fromkeys(self._ledger.tags, b"0")
+        self._commands = SyncStore(store, shards=shards)
+        self._blocking = SyncStore(store, shards=shards, role="blocking", block_s=BLOCK_S)
+        self._ledger = Ledger(
+            name, pool=pool, shards=len(self._commands.tags), limits=limits or Limits()
+        )
+        self._positions = Positions(self._ledger)
+        self._turns = itertools.cycle(self._blocking.groups)
         self._renew_at = 0.0
         self._inbox: deque[Delivered] = deque()
 
@@ -69,10 +76,11 @@ class Client:
 
     def __enter__(self) -> Self:
         try:
-            check_shards_sync(self._commands, len(self._ledger.tags))
+            check_shards_sync(self._commands)
             self._renew_name()
-            while self._read_once(0.0):
-                pass
+            for tags in self._blocking.groups:
+                while self._read_once(tags, 0.0):
+                    pass
         except (RedisError, OSError) as error:
             self._disconnect()
             raise StoreUnavailable(f"the store cannot be reached: {error}") from error
@@ -89,11 +97,13 @@ class Client:
     ) -> None:
         try:
             self._hand_over()
-            for tag in self._ledger.tags:
-                call = queue_scripts.release_name(tag, self.name, self._ledger.token)
-                run_sync(self._commands, call)
-        except (RedisError, OSError):
-            pass  # the name's lease runs out by itself
+            # A name that cannot be given back runs out by itself.
+            self._commands.run_many(
+                [
+                    queue_scripts.release_name(tag, self.name, self._ledger.token)
+                    for tag in self._ledger.tags
+                ]
+            )
         finally:
             self._disconnect()
 
@@ -186,65 +196,70 @@ class Client:
                 self._ledger.handed(delivered.source)
 
     def _send(self, calls: Sequence[Enqueue]) -> QueueFull | IdConflict | None:
-        self._renew_name()
-        answered: list[tuple[Enqueue, bytes | None]] = []
         try:
-            for enqueue in calls:
-                try:
-                    answered.append((enqueue, run_sync(self._commands, enqueue.call)))
-                except OutOfMemoryError:
-                    answered.append((enqueue, None))
+            self._renew_name()
+            results = self._enqueue(calls)
+            if b"!" in results:  # the name's lease was lost, by the store or by us
+                self._renew_at = 0.0
+                self._renew_name()
+                results = self._enqueue(calls)
         except (RedisError, OSError) as error:
             raise StoreUnavailable(f"the store cannot be reached: {error}") from error
-        return self._ledger.read_verdicts(answered)
+        return self._ledger.read_verdicts(read_results(calls, results))
+
+    def _enqueue(self, calls: Sequence[Enqueue]) -> list[Any]:
+        requests = [enqueue.call for enqueue in calls]
+        if not self._commands.confirms:
+            return self._commands.run_many(requests)
+        # A repeated enqueue may write nothing, and then there would be nothing to confirm.
+        claims = self._claims(dict.fromkeys(enqueue.tag for enqueue in calls))
+        return self._commands.run_confirmed([*requests, *claims])[: len(calls)]
 
     def _read(self, deadline: float) -> None:
+        """Read what has come, waiting a little if that is nothing."""
+        wait_s = min(BLOCK_S, deadline - time.monotonic())
+        groups = self._blocking.groups
         try:
             self._renew_name()
             self._hand_over()
-            self._read_once(min(BLOCK_S, deadline - time.monotonic()))
+            if len(groups) == 1:
+                self._read_once(groups[0], wait_s)
+            elif not sum(self._read_once(tags, 0.0) for tags in groups):
+                self._read_once(next(self._turns), min(TURN_S, wait_s))
         except (RedisError, OSError) as error:
+            self._positions.rewind(self._ledger.tags)
             raise StoreUnavailable(f"the store cannot be reached: {error}") from error
 
-    def _read_once(self, block_s: float) -> int:
-        streams = {names.replies(tag, self.name): tag for tag in self._ledger.tags}
-        wait: tuple[Arg, ...] = ("BLOCK", max(1, int(block_s * 1000))) if block_s > 0 else ()
-        rows: list[Any] | None = send_sync(
-            self._blocking,
-            "XREAD",
-            "COUNT",
-            READ_COUNT,
-            *wait,
-            "STREAMS",
-            *streams,
-            *self._last_ids.values(),
-        )
-        entries = 0
-        for stream, batch in rows or ():
-            tag = streams[stream]
-            for entry_id, fields in batch:
-                self._ledger.receive(tag, entry_id, reply_lines(fields))
-                self._last_ids[tag] = entry_id
-                entries += 1
-        return entries
+    def _read_once(self, tags: Sequence[str], block_s: float) -> int:
+        key, words = self._positions.read(tags, block_s)
+        return self._positions.take(self._blocking.send(key, *words))
+
+    def _claims(self, tags: Iterable[str]) -> list[Call]:
+        return [
+            queue_scripts.claim_name(tag, self.name, self._ledger.token, NAME_TTL_MS)
+            for tag in tags
+        ]
 
     def _renew_name(self) -> None:
         now = time.monotonic()
         if now < self._renew_at:
             return
-        for tag in self._ledger.tags:
-            call = queue_scripts.claim_name(tag, self.name, self._ledger.token, NAME_TTL_MS)
-            if not run_sync(self._commands, call):
+        for result in self._commands.run_many(self._claims(self._ledger.tags)):
+            if isinstance(result, Exception):
+                raise result
+            if not result:
                 raise ClientNameInUse(f"another live client is named {self.name!r}")
         self._renew_at = now + NAME_TTL_MS / 3000
 
     def _hand_over(self) -> None:
-        for entries, tag, call in self._ledger.take_handed():
-            try:
-                run_sync(self._commands, call)
-            except (RedisError, OSError):
+        """Delete what was handed to callers; what fails goes with the next."""
+        handed = self._ledger.take_handed()
+        results = self._commands.run_many([call for _, _, call in handed])
+        for (entries, tag, _), result in zip(handed, results, strict=True):
+            if isinstance(result, Exception):
                 self._ledger.put_back_handed(tag, entries)
-                raise
+            else:
+                self._ledger.deleted(tag, entries)
 
     def _disconnect(self) -> None:
         self._commands.close()

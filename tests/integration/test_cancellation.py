@@ -228,7 +228,7 @@ async def test_a_resolver_can_be_left_while_the_store_hangs(state_folder: Path) 
             async with resolver_on(embedded.url) as resolver:
                 os.kill(pid, signal.SIGSTOP)
                 resolver.resolve([Waiter(task, "x")])
-                await step_until(lambda: not resolver._room._due_now)
+                await step_until(lambda: not resolver._room._queues[0].due_now)
 
         user = asyncio.create_task(use())
         try:

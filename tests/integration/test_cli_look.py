@@ -13,8 +13,9 @@ import pytest
 import redis.asyncio
 
 from askonce_queue import names
+from askonce_queue.connections import connect, connect_sync
 from askonce_queue.embedded import EmbeddedStore
-from askonce_queue.store import connect, connect_sync
+from askonce_queue.store import Store
 from askonce_worker.cache.invalidation import invalidate
 from askonce_worker.observe.totals import read_fleet
 from tests.support.askonce_command import CONFIG, Askonce
@@ -73,14 +74,16 @@ def test_stats_say_what_was_answered_from_where_and_what_waits(askonce: Askonce)
 
 
 async def test_stats_count_workers_that_are_alive_and_dead_letters(
-    store: redis.asyncio.Redis,
+    store: redis.asyncio.Redis, store_url: str
 ) -> None:
     beats = names.beats("0", "default").decode()
     await store.hset(beats, "dead", "1000")
     await store.hset(beats, "alive", "99999999999999")
     await store.xadd(names.dead("0", "default").decode(), {"code": "poison"})
     await store.hset(names.stats("0").decode(), "odd|task|memory", "3")
-    state = await read_fleet(store, ["0"], "default")
+    fleet = Store(store_url)
+    state = await read_fleet(fleet, "default")
+    await fleet.aclose()
     assert state.workers == ["alive"]
     assert state.dead_letters == 1
     assert state.tasks["odd|task"].hits["memory"] == 3
@@ -149,30 +152,33 @@ async def replica_of(
 
 async def test_an_invalidation_is_complete_when_the_replicas_have_it(tmp_path: Path) -> None:
     async with EmbeddedStore(tmp_path / "primary", maxmemory="64mb") as embedded:
-        store = connect(embedded.url, role="commands")
+        primary = connect(embedded.url, role="commands")
+        store = Store(embedded.url, shards=2)
+        first = store.tags[0]
         try:
-            async with replica_of(store, tmp_path / "replica") as replica:
-                done = await invalidate(store, ["0", "1"], ["a"])
+            async with replica_of(primary, tmp_path / "replica") as replica:
+                done = await invalidate(store, ["a"])
                 assert done.complete
-                assert set(done.stamps) == {"0", "1"}
-                assert await replica.hget(names.stamps("0").decode(), "inv") is not None
+                assert set(done.stamps) == set(store.tags)
+                assert await replica.hget(names.stamps(first).decode(), "inv") is not None
                 await replica.execute_command("CLIENT", "PAUSE", "5000", "ALL")
-                late = await invalidate(store, ["0", "1"], ["a"])
+                late = await invalidate(store, ["a"])
                 assert not late.complete
-                assert set(late.failures) == {"0", "1"}
-                assert "0 of 1 replicas confirmed" in late.failures["0"]
+                assert set(late.failures) == set(store.tags)
+                assert "0 of 1 replicas confirmed" in late.failures[first]
                 await replica.execute_command("CLIENT", "UNPAUSE")
         finally:
             await store.aclose()
+            await primary.aclose()
 
 
 async def test_an_invalidation_without_a_store_is_incomplete() -> None:
-    store = connect("redis://127.0.0.1:1/0", role="commands")
+    store = Store("redis://127.0.0.1:1/0")
     try:
-        done = await invalidate(store, ["0"], everything=True)
+        done = await invalidate(store, everything=True)
         assert not done.complete
         with pytest.raises(ValueError, match="at most 500"):
-            await invalidate(store, ["0"], ["t"] * 501)
+            await invalidate(store, ["t"] * 501)
     finally:
         await store.aclose()
 

@@ -13,8 +13,8 @@ from typing import Any, cast
 import pytest
 
 from askonce_queue import names
+from askonce_queue.connections import connect_sync
 from askonce_queue.embedded import EmbeddedStore
-from askonce_queue.store import connect_sync
 from tests.support.askonce_command import CONFIG, TIMEOUT_S, Askonce, children_of, end
 from tests.support.embedded_server import is_running
 from tests.support.waiting import eventually_sync

@@ -12,8 +12,8 @@ from typing import cast
 import pytest
 from redis.exceptions import RedisError
 
+from askonce_queue.connections import connect, connect_sync
 from askonce_queue.embedded import EmbeddedStore
-from askonce_queue.store import connect, connect_sync
 from tests.support.embedded_server import USER, User, is_running, server_pid
 from tests.support.waiting import eventually, eventually_sync
 

@@ -16,10 +16,10 @@ import redis.asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from askonce_queue import answer_scripts, names
+from askonce_queue.connections import connect
 from askonce_queue.embedded import EmbeddedStore
 from askonce_queue.scripts import run_many
 from askonce_queue.shards import shard_tags
-from askonce_queue.store import connect
 from askonce_worker.cache import stamps
 from askonce_worker.resolver import Resolver
 from tests.support.resolving import (
@@ -52,7 +52,8 @@ async def invalidate(
 
 async def seen(resolver: Resolver) -> None:
     """Let a resolver see what was invalidated."""
-    await resolver.stamps.read()
+    for shard in range(resolver._shards):
+        await resolver.stamps.read(shard)
 
 
 @asynccontextmanager
@@ -160,8 +161,8 @@ async def test_who_asks_with_new_tags_while_the_answer_is_written_waits_for_nobo
         first.resolve([leader])
         await eventually(partial(is_asked, model))
         model.open()
-        await step_until(lambda: bool(first._fills._finished))
-        await step_until(lambda: not first._fills._finished)
+        await step_until(lambda: bool(first._fills._finished[0]))
+        await step_until(lambda: not first._fills._finished[0])
         assert len(first.flights) == 1  # the fill is under way
         joiner = Waiter(task, "x", tags=["late"])
         first.resolve([joiner])
@@ -328,7 +329,7 @@ async def test_who_joins_while_the_store_is_asked_gets_nothing_invalid(
         await seen(second)
         model.label = "new"
         second.resolve([Waiter(task, "x")])
-        await step_until(lambda: not second._room._due_now)
+        await step_until(lambda: not second._room._queues[0].due_now)
         assert len(second.flights) == 1  # the look-up is under way
         mine = Waiter(task, "x", tags=["mine"])
         second.resolve([mine])

@@ -240,7 +240,7 @@ async def test_tags_invalidate(cache: AnswerCache, store: redis.asyncio.Redis) -
     for tag, expected in (("mine", 2), ("task:f", 3), ("other", 3)):
         await cache.get_or_call("f", 1, calls, tags=["mine"])
         await run(store, answer_scripts.invalidate("0", everything=False, tags=[tag]))
-        await cache._resolver.stamps.read()
+        await cache._resolver.stamps.read(0)
         await cache.get_or_call("f", 1, calls)
         assert calls.count == expected
 

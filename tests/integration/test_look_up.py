@@ -21,8 +21,9 @@ from redis.exceptions import OutOfMemoryError
 
 from askonce_queue import Client, Job, answer_scripts, names
 from askonce_queue.answer_scripts import Release
+from askonce_queue.connections import connect_sync
 from askonce_queue.scripts import Call
-from askonce_queue.store import connect_sync
+from askonce_queue.store import Store
 from askonce_worker.cache.stamps import Stamps
 from askonce_worker.config import WorkerConfig
 from askonce_worker.pool.worker import Worker
@@ -453,7 +454,7 @@ def test_scripts_and_stamps_agree_with_what_happened(
     """Valid: built after the last invalidation of everything, and of any tag of entry or asker."""
     shard.client.flushall()
     shard.advance(1_000)
-    stamps = Stamps(redis.asyncio.Redis(), [TAG], ShiftedClock(), 1.0)
+    stamps = Stamps(Store("redis://127.0.0.1:1/0"), ShiftedClock(), 1.0)
     happened: list[tuple[str, list[str]]] = []
     built: dict[bytes, tuple[int, list[str], float]] = {}
     leased: list[tuple[bytes, int, list[str], bytes]] = []

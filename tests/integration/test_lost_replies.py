@@ -15,9 +15,9 @@ import redis.asyncio
 
 from askonce_queue import Client, Job, Reply, StoreUnavailable, answer_scripts, names
 from askonce_queue import queue_scripts as queue
+from askonce_queue.connections import RETRIES
 from askonce_queue.reply import decode_replies
 from askonce_queue.scripts import Script, send
-from askonce_queue.store import RETRIES
 from askonce_worker.pool import intake
 from tests.support.proxy import Command, Fault, Proxy, named, script
 from tests.support.queue_worker import (

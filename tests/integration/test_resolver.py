@@ -626,7 +626,7 @@ async def test_memory_serves_only_while_invalidations_are_seen(
         assert (await ask(resolver, task, "x")).source == "memory"
         clock.shift_s = 101  # and the next read is due in 50 s of real time
         assert (await ask(resolver, task, "x")).source == "store"
-        await resolver.stamps.read()
+        await resolver.stamps.read(0)
         assert (await ask(resolver, task, "x")).source == "memory"
     assert await store.dbsize()
 
@@ -735,7 +735,7 @@ async def test_what_waits_alone_is_not_asked_twice(
         resolver.resolve([ahead])
         await eventually(lambda: model.calls["ahead"] == 1)
         await eventually(lambda: len(resolver._room._alone["m"]) >= 1)
-        await eventually(lambda: not resolver._room._later)  # its poll was due, too
+        await eventually(lambda: not resolver._room._queues[0]._later)  # its poll was due, too
         model.open()
         for waiter in (first, ahead, uncacheable):
             assert (await waiter.outcome()).label == "a"

@@ -24,21 +24,22 @@ from redis.exceptions import ResponseError
 
 from askonce_queue import answer_scripts, names, queue_scripts, scripts
 from askonce_queue.answer_scripts import Fill, Release
+from askonce_queue.connections import connect, connect_sync
 from askonce_queue.embedded import EmbeddedStore
 from askonce_queue.queue_scripts import Lane, SettleGroup
 from askonce_queue.scripts import Call, Script, run, run_many, run_sync
-from askonce_queue.store import connect, connect_sync
+from askonce_queue.store_config import StoreConfig
 from tests.support.embedded_server import server_pid
 from tests.support.resolving import all_keys
 
 LUA = files("askonce_queue") / "lua"
-PRELUDE = "now"
+PRELUDES = {"now", "pressure"}
 NAMES = sorted(
     path.name.removesuffix(".lua") for path in LUA.iterdir() if path.name.endswith(".lua")
 )
-SCRIPTS = [name for name in NAMES if name != PRELUDE]
-REFUSED_WITHOUT_MEMORY = {"enqueue", "fill"}
-"""What adds data; everything else keeps the system alive when memory is short."""
+SCRIPTS = [name for name in NAMES if name not in PRELUDES]
+REFUSED_WITHOUT_MEMORY = {"fill"}
+"""Enqueue keeps a bound of its own; everything else keeps the system alive without memory."""
 
 LANE = Lane("0", "default", "interactive")
 BULK = Lane("0", "default", "bulk")
@@ -59,6 +60,7 @@ def enqueue_of(count: int) -> Call:
         reply_to="",
         max_backlog=9,
         max_unread=9,
+        max_memory_share=0.85,
         stride=2,
         jobs=[arg for number in range(count) for arg in (f"id {number}", b"{}")],
     )
@@ -118,9 +120,10 @@ STUBS: dict[str, list[Stub]] = {
     "claim_name": [Stub(1, 3, 0, 0, lambda _: queue_scripts.claim_name("0", "c", "t", 5))],
     "ensure_group": [Stub(1, 1, 0, 0, lambda _: queue_scripts.ensure_group(LANE))],
     "record_shards": [Stub(1, 1, 0, 0, lambda _: queue_scripts.record_shards(1))],
+    "count": [Stub(1, 0, 0, 2, lambda n: queue_scripts.count("0", {str(i): 1 for i in range(n)}))],
     "count_solo": [Stub(1, 2, 0, 0, lambda _: queue_scripts.count_solo(LANE, b"1-1", "t"))],
-    "enqueue": [Stub(5, 9, 0, 2, enqueue_of)],
-    "fill": [Stub(5, 5, 1, 5, lambda n: answer_scripts.fill("0", [fill_of(X), fill_of(Y)][:n]))],
+    "enqueue": [Stub(6, 10, 0, 2, enqueue_of)],
+    "fill": [Stub(6, 6, 1, 5, lambda n: answer_scripts.fill("0", [fill_of(X), fill_of(Y)][:n]))],
     "give_back": [Stub(1, 4, 0, 1, lambda n: queue_scripts.give_back(LANE, "w", [b"1-1"] * n))],
     "hand_over": [Stub(2, 3, 0, 2, lambda n: queue_scripts.hand_over("0", "c", [(b"1-1", 1)] * n))],
     "invalidate": [
@@ -130,6 +133,7 @@ STUBS: dict[str, list[Stub]] = {
         Stub(2, 3, 1, 0, lambda n: queue_scripts.leave([LANE, BULK][:n], "w", only_if_dead=True))
     ],
     "look_up": [Stub(5, 4, 1, 1, look_up_of)],
+    "measure": [Stub(1, 0, 0, 0, lambda _: queue_scripts.measure("0"))],
     "note_attempt": [
         Stub(
             2,
@@ -360,7 +364,8 @@ async def test_a_server_that_hangs_is_an_error_in_time(state_folder: Path) -> No
     """It accepts connections and answers nothing, as a stopped or swapping one does."""
     async with EmbeddedStore(state_folder, maxmemory="64mb") as embedded:
         pid = await asyncio.to_thread(server_pid, embedded.url)
-        client = connect(embedded.url, role="commands", timeout_s=0.1)
+        config = StoreConfig(url=embedded.url, timeout_s=0.1, wait_timeout_s=0.05)
+        client = connect(config, role="commands")
         os.kill(pid, signal.SIGSTOP)
         try:
             with pytest.raises(RedisConnectionError):
@@ -396,14 +401,14 @@ def test_a_script_of_another_prelude_is_another_script() -> None:
     usual = Script("beat", allow_oom=True)
     other = Script("beat", allow_oom=True, prelude="local function now_ms() return 1 end\n")
     assert usual.sha != other.sha
-    assert scripts.Call(usual, [b"k"], ["a", 1]).command("EVALSHA") == [
+    assert scripts.Call(usual, [b"k"], ["a", 1]).command("EVALSHA") == (
         "EVALSHA",
         usual.sha,
         1,
         b"k",
         "a",
         1,
-    ]
+    )
 
 
 @pytest.mark.parametrize(("name", "stub"), ALL_STUBS)

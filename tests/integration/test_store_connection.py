@@ -14,9 +14,12 @@ from redis.exceptions import ConnectionError as StoreConnectionError
 from redis.exceptions import DataError
 
 from askonce_queue import names
+from askonce_queue.checks import check_shards, check_store
+from askonce_queue.connections import connect, connect_sync
 from askonce_queue.embedded import EmbeddedStore
 from askonce_queue.errors import ConfigError, StoreUnavailable
-from askonce_queue.store import StoreConfig, check_shards, check_store, connect, connect_sync
+from askonce_queue.store import Store
+from askonce_queue.store_config import Address, StoreConfig
 
 STREAM = names.jobs("0", "default", "bulk")
 
@@ -173,22 +176,26 @@ async def test_a_blocking_read_is_not_sent_again(embedded: EmbeddedStore) -> Non
 
 
 async def test_a_read_may_block_as_long_as_agreed(store_url: str) -> None:
-    client = connect(store_url, role="blocking", timeout_s=0.2, block_s=0.3)
+    client = connect(
+        StoreConfig(url=store_url, timeout_s=0.2, wait_timeout_s=0.1), role="blocking", block_s=0.3
+    )
     try:
         assert await client.xread({STREAM: "$"}, block=300) is None
     finally:
         await client.aclose()
 
 
-async def test_a_supported_store_passes(store: redis.asyncio.Redis) -> None:
-    await check_store(store)
+async def test_a_supported_store_passes(askonce_store: Store) -> None:
+    await check_store(askonce_store)
 
 
-async def test_a_store_that_evicts_jobs_is_refused(store: redis.asyncio.Redis) -> None:
+async def test_a_store_that_evicts_jobs_is_refused(
+    store: redis.asyncio.Redis, askonce_store: Store
+) -> None:
     await store.config_set("maxmemory-policy", "allkeys-lru")
     try:
         with pytest.raises(StoreUnavailable, match=r"allkeys-lru.*volatile-lfu"):
-            await check_store(store)
+            await check_store(askonce_store)
     finally:
         await store.config_set("maxmemory-policy", "volatile-lfu")
 
@@ -205,34 +212,45 @@ async def test_a_store_that_evicts_jobs_is_refused(store: redis.asyncio.Redis) -
     ],
 )
 async def test_old_stores_are_refused(
-    store: redis.asyncio.Redis,
+    askonce_store: Store,
     monkeypatch: pytest.MonkeyPatch,
     server: dict[str, str],
     accepted: bool,
 ) -> None:
-    async def info(section: str) -> dict[str, str]:
-        return server if section == "server" else {"maxmemory_policy": "noeviction"}
+    """A server of another version is not at hand: what INFO of one says is."""
+    fields = server | {"maxmemory_policy": "noeviction", "cluster_enabled": "0"}
+    reply = "".join(f"{name}:{value}\r\n" for name, value in fields.items()).encode()
 
-    monkeypatch.setattr(store, "info", info)
+    async def ask_servers(*words: str) -> dict[Address, bytes]:
+        assert words == ("INFO",)
+        return {("127.0.0.1", 6379): reply}
+
+    monkeypatch.setattr(askonce_store, "ask_servers", ask_servers)
     if accepted:
-        await check_store(store)
+        await check_store(askonce_store)
     else:
         with pytest.raises(StoreUnavailable, match=r"needs Redis 7\.0 or Valkey 7\.2"):
-            await check_store(store)
+            await check_store(askonce_store)
 
 
 async def test_a_store_that_is_not_there_is_reported(tmp_path: Path) -> None:
-    client = connect(f"unix://{tmp_path}/none.sock", role="commands")
+    client = Store(f"unix://{tmp_path}/none.sock")
     with pytest.raises(StoreUnavailable, match=r"does not answer.*Check \[redis\] url"):
         await check_store(client)
     await client.aclose()
 
 
-async def test_the_number_of_shards_is_recorded_once(store: redis.asyncio.Redis) -> None:
-    await check_shards(store, 3)
-    await check_shards(store, 3)
-    with pytest.raises(ConfigError, match="shards is 4, but this store was set up with 3"):
-        await check_shards(store, 4)
+@pytest.mark.usefixtures("store")
+async def test_the_number_of_shards_is_recorded_once(store_url: str) -> None:
+    three, four = Store(store_url, shards=3), Store(store_url, shards=4)
+    try:
+        await check_shards(three)
+        await check_shards(three)
+        with pytest.raises(ConfigError, match="shards is 4, but this store was set up with 3"):
+            await check_shards(four)
+    finally:
+        await three.aclose()
+        await four.aclose()
 
 
 @pytest.mark.parametrize(
@@ -253,7 +271,7 @@ def test_a_url_that_cannot_be_read_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"\[redis\] url: "):
         connect_sync(url, role="commands")
     with pytest.raises(ValueError, match="url: expected a store's URL"):
-        StoreConfig(url)
+        StoreConfig(url=url)
 
 
 @pytest.mark.parametrize(
@@ -262,4 +280,4 @@ def test_a_url_that_cannot_be_read_is_refused(url: str) -> None:
 async def test_urls_of_all_kinds_make_clients(url: str) -> None:
     await connect(url, role="commands").aclose()
     connect_sync(url, role="blocking").close()
-    assert StoreConfig(url).shards == 1
+    assert StoreConfig(url=url).shards == 1

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import cast
 
-from askonce_queue.store import connect_sync
+from askonce_queue.connections import connect_sync
 
 USER = Path(__file__).with_name("embedded_user.py")
 

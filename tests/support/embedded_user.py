@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from askonce_queue.connections import connect_sync
 from askonce_queue.embedded import EmbeddedStore
-from askonce_queue.store import connect_sync
 
 
 def main(folder: Path, rounds: int | None) -> None:

@@ -13,7 +13,7 @@ import redis.asyncio
 from tests.support.waiting import eventually
 
 KNOWN_KEYS = re.compile(
-    rb"askonce:meta|(jobs|ids|owed|reply|beat|solo|dead|clients|a|stamp|last|lease|tries|stats)"
+    rb"askonce:meta|(jobs|ids|owed|reply|beat|solo|dead|clients|a|stamp|last|lease|tries|memory|stats)"
     rb":\{\d+\}(:.*)?",
     re.DOTALL,
 )

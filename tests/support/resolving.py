@@ -15,7 +15,7 @@ import redis.asyncio
 from askonce_queue import names
 from askonce_queue.reply import Answer, ErrorInfo, Source
 from askonce_queue.shards import shard_tags
-from askonce_queue.store import connect
+from askonce_queue.store import Store
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.clock import SystemClock
@@ -190,11 +190,10 @@ async def resolver_on(
     rng: random.Random | None = None,
 ) -> AsyncGenerator[Resolver]:
     """A running resolver with a connection of its own, like one more process."""
-    client = connect(url, role="commands")
+    client = Store(url, shards=shards)
     try:
         resolver = Resolver(
             client,
-            shard_tags(shards),
             memory_bytes=memory_bytes,
             lease_ttl_s=lease_ttl_s,
             lease_renew_s=0.3 * lease_ttl_s if lease_renew_s is None else lease_renew_s,
@@ -216,6 +215,8 @@ async def _alive(resolver: Resolver) -> AsyncGenerator[None]:
     ended = False
     try:
         async with resolver.running():
+            for shard in range(resolver._shards):
+                await resolver.stamps.read(shard)
             try:
                 yield
             except Exception as raised:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import redis
 
-from askonce_queue import answer_scripts, names
+from askonce_queue import answer_scripts, names, pressure
 from askonce_queue.answer_scripts import Fill, Release
 from askonce_queue.scripts import Call, Script, run_sync
 
@@ -20,11 +20,12 @@ end
 local function now_ms()
   return math.floor(now_us() / 1000)
 end
-"""
+{pressure.FUNCTIONS}"""
 START_MS = 1_800_000_000_000
 TAG = "0"
 LEASE = struct.Struct("<16sddB")
 HEADER = struct.Struct("<BBddddH")
+TRIES = struct.Struct("<c1Bd")
 """Written down again, so that a change of the layout fails a test."""
 
 

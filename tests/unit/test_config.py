@@ -57,7 +57,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ConfigLoader:
 
 def test_the_whole_schema_loads(load: ConfigLoader) -> None:
     settings = load(WHOLE)
-    assert settings.redis == StoreConfig("redis://127.0.0.1:6379/0", 3)
+    assert settings.redis == StoreConfig(url="redis://127.0.0.1:6379/0", shards=3)
     assert settings.shards == 3
     gpt, local = settings.models["gpt"], settings.models["local"]
     assert isinstance(gpt, OpenAIModelConfig)

@@ -73,7 +73,7 @@ class TestEnqueue:
         books = ledger()
         some = [Job(task="t", text="a", tenant="acme", tags=("x", "y")), *jobs(1)]
         (one,) = books.prepare(["1", "2"], some, lane="bulk", reply_to=None)
-        assert list(one.call.args[6:]) == [
+        assert list(one.call.args[7:]) == [
             5,
             *("1", b'{"task":"t","text":"a"}', "acme", "x\ny", ""),
             *("2", b'{"task":"t","text":"text 0"}', "", "", ""),
@@ -263,4 +263,5 @@ def test_enqueue_is_a_call_with_its_ids() -> None:
         b"owed:{0}",
         b"clients:{0}",
         b"reply:{0}:@sink",
+        b"memory:{0}",
     ]

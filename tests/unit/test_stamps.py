@@ -8,11 +8,11 @@ import math
 from collections.abc import Sequence
 
 import pytest
-import redis.asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from askonce_queue.reply import Answer
+from askonce_queue.store import Store
 from askonce_worker.cache import stamps as stamps_module
 from askonce_worker.cache.entry import Entry, encode_json
 from askonce_worker.cache.stamps import Stamps
@@ -79,7 +79,7 @@ class World:
 
 
 def new_stamps(shards: int = 1) -> Stamps:
-    return Stamps(redis.asyncio.Redis(), [str(n) for n in range(shards)], SystemClock(), BOUND_S)
+    return Stamps(Store("redis://127.0.0.1:1/0", shards=shards), SystemClock(), BOUND_S)
 
 
 some_tags = st.lists(st.sampled_from(TAGS), max_size=3, unique=True)

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import aiohttp
 
 from askonce_queue.embedded import EmbeddedStore
+from askonce_queue.store_config import StoreConfig
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.cache.normalize import normalizer
 from askonce_worker.config import PythonModelConfig, Settings, TaskConfig
@@ -22,17 +23,17 @@ PATIENCE_FACTOR = 3.0
 
 
 @asynccontextmanager
-async def open_store(settings: Settings) -> AsyncGenerator[str]:
-    """The URL of the configured store; the embedded one is started, shared and stopped.
+async def open_store(settings: Settings) -> AsyncGenerator[StoreConfig]:
+    """Where the configured store is; the embedded one is started, shared and stopped.
 
     Raises `StoreUnavailable` when the embedded store cannot be started.
     """
     if settings.redis is not None:
-        yield settings.redis.url
+        yield settings.redis
         return
     maxmemory = str(settings.embedded.maxmemory)
     async with EmbeddedStore(settings.embedded_folder, maxmemory=maxmemory) as store:
-        yield store.url
+        yield StoreConfig(url=store.url)
 
 
 @asynccontextmanager

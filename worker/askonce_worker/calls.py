@@ -99,6 +99,16 @@ class Calls:
         task = flight.task
         self._counters.count(task.name, "model_calls")
         self._counters.count(task.name, f"calls_{reason}")
+        # Before the call: a worker that dies in it has still said why it was made.
+        log.debug(
+            "model call",
+            task=task.name,
+            key=flight.key.hex(),
+            reason=reason,
+            attempt=flight.attempt,
+            began=flight.began,
+            granted_until=flight.granted_until,
+        )
         try:
             answer = await _in_a_task_of_its_own(
                 task.backend.model.ask(task.prompt, flight.question)
@@ -166,7 +176,7 @@ class Calls:
             msgspec.json.encode(error),
         )
         try:
-            await self._tier.release({flight.shard: [release]})
+            await self._tier.release(flight.shard, [release])
         except StoreUnavailable:
             log.warning("a lease could not be given back: it runs out", task=flight.task.name)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from askonce_queue.store import StoreConfig
+from askonce_queue.store_config import FILE_OPTIONS, StoreConfig
 from askonce_worker.config_schema import (
     MODEL_KINDS,
     NAME,
@@ -92,7 +92,7 @@ def load_settings(path: Path) -> Settings:
     }
     return Settings(
         source=source,
-        redis=source.section(StoreConfig, "redis") if "redis" in source.root else None,
+        redis=_store(source) if "redis" in source.root else None,
         embedded=source.section(EmbeddedConfig, "embedded"),
         models=models,
         tasks={
@@ -101,6 +101,20 @@ def load_settings(path: Path) -> Settings:
         },
         worker=source.section(WorkerConfig, "worker"),
     )
+
+
+def _store(source: ConfigFile) -> StoreConfig:
+    """The `[redis]` table; its files count from the configuration file, and must be there."""
+    store = source.section(StoreConfig, "redis")
+    files: dict[str, str] = {}
+    for option in FILE_OPTIONS:
+        name = getattr(store, option)
+        if name is not None:
+            path = source.folder / Path(name).expanduser()
+            if not path.is_file():
+                raise source.error(f"redis.{option}", f"expected a file, found none at {name}")
+            files[option] = str(path)
+    return msgspec.structs.replace(store, **files)
 
 
 def _named(source: ConfigFile, section: str) -> list[tuple[str, Table]]:

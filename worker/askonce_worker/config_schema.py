@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, field
 
+from askonce_queue.pressure import MAX_MEMORY_SHARE
 from askonce_worker.config_units import Bytes, Seconds, check_json
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -140,6 +141,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Unsettled jobs in one stream before enqueueing is refused."""
     max_unread: Count = 100_000
     """Replies owed to one client before enqueueing is refused."""
+    max_memory_share: Annotated[float, Meta(gt=0, le=1)] = MAX_MEMORY_SHARE
+    """The part of the store's maxmemory that jobs, replies and all else that cannot be evicted may
+    take before enqueueing is refused."""
     max_dead: Count = 10_000
     """Dead letters kept in one shard; the oldest are dropped, and counted."""
     poison_limit: Count = 2
@@ -153,6 +157,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     sweep_every_s: Duration = 30.0
     """How often leftovers of dead workers and clients are looked for."""
     log: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning"] = "info"
+    """What is logged: from `debug` on also every model call with its reason."""
 
     def __post_init__(self) -> None:
         if self.lease_renew_s > self.lease_ttl_s / 2:

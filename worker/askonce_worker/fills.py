@@ -6,7 +6,6 @@ fill comes before the replies, so a crash between the two replays as a hit.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,6 +24,9 @@ from askonce_worker.flights import Flight, FlightEnd
 from askonce_worker.landing import Landing
 from askonce_worker.leases import Leases
 
+RETRY_S = 0.1
+"""The pause before answers are written again to a shard that was away."""
+
 log = structlog.get_logger("askonce.fills")
 
 _ENDS = {"f": FlightEnd.FILLED, "x": FlightEnd.FENCED, "i": FlightEnd.INVALIDATED}
@@ -36,75 +38,91 @@ class _Finished(NamedTuple):
 
 
 class Fills:
-    """Writes answers and lands their flights."""
+    """Writes answers and lands their flights; one loop a shard."""
 
-    def __init__(self, tier: StoreTier, clock: Clock, leases: Leases, landing: Landing) -> None:
+    def __init__(
+        self, tier: StoreTier, clock: Clock, leases: Leases, landing: Landing, shards: int
+    ) -> None:
         self._tier = tier
         self._clock = clock
         self._leases = leases
         self._landing = landing
-        self._finished: list[_Finished] = []
-        self._bell = anyio.Event()
+        self._finished: list[list[_Finished]] = [[] for _ in range(shards)]
+        self._bells = [anyio.Event() for _ in range(shards)]
 
     def put(self, flight: Flight, new: NewAnswer) -> None:
-        """Take the answer of a flight."""
-        self._finished.append(_Finished(flight, new))
-        self._bell.set()
+        """Take the answer of a flight; one that may not be kept lands at once."""
+        finished = _Finished(flight, new)
+        if not self._leases.may_fill(flight):
+            self._land(finished, FlightEnd.FENCED if flight.leased_once else FlightEnd.UNKEPT)
+            return
+        self._finished[flight.shard].append(finished)
+        self._bells[flight.shard].set()
 
-    async def run(self) -> None:
+    async def run(self, shard: int) -> None:
         """Write what is finished, for ever."""
         while True:
             await checkpoint_if_cancelled()
-            if not self._finished:
-                self._bell = anyio.Event()
-                await self._bell.wait()
-            batch, self._finished = self._finished[:CHUNK], self._finished[CHUNK:]
-            await self._write(batch)
+            finished = self._finished[shard]
+            if not finished:
+                self._bells[shard] = anyio.Event()
+                await self._bells[shard].wait()
+                continue
+            batch, self._finished[shard] = finished[:CHUNK], finished[CHUNK:]
+            await self._write(shard, batch)
 
-    async def _write(self, batch: Sequence[_Finished]) -> None:
-        by_shard = await self._fillable(batch)
-        if not by_shard:
+    async def _write(self, shard: int, batch: Sequence[_Finished]) -> None:
+        group = await self._fillable(shard, batch)
+        if not group:
             return
-        fills = {shard: [_fill(one) for one in group] for shard, group in by_shard.items()}
-        for group in by_shard.values():
-            for finished in group:
-                # A renewal that overtakes the fill's reply would take the lease for lost.
-                self._leases.drop(finished.flight)
-                finished.flight.filling = True
-        written: dict[int, tuple[float, str] | None] = dict.fromkeys(by_shard)
+        fills = [_fill(one) for one in group]
+        for finished in group:
+            # A renewal that overtakes the fill's reply would take the lease for lost.
+            self._leases.drop(finished.flight)
+            finished.flight.filling = True
+        written: tuple[float, str] | None = None
         try:
             with anyio.move_on_after(UNCANCELLED_S, shield=True):
-                written = await self._tier.fill(fills)
+                written = await self._tier.fill(shard, fills)
         except StoreUnavailable as error:
-            log.warning("answers could not be kept", answers=len(batch), error=str(error))
-        for shard, group in by_shard.items():
-            result = written[shard]
-            if result is None:
-                await self._give_back(shard, group)
-            letters = result[1] if result else "u" * len(group)
-            for finished, letter in zip(group, letters, strict=True):
-                self._land(finished, _ENDS.get(letter, FlightEnd.UNKEPT))
+            log.warning("answers could not be kept", answers=len(group), error=str(error))
+            group = self._keep_for_later(shard, group)
+            await anyio.sleep(RETRY_S)
+        if written is None and group:
+            await self._give_back(shard, group)
+        letters = written[1] if written else "u" * len(group)
+        for finished, letter in zip(group, letters, strict=True):
+            self._land(finished, _ENDS.get(letter, FlightEnd.UNKEPT))
 
-    async def _fillable(self, batch: Sequence[_Finished]) -> dict[int, list[_Finished]]:
-        """The answers that may be kept, by shard; the flights of the others land."""
-        by_shard: defaultdict[int, list[_Finished]] = defaultdict(list)
+    def _keep_for_later(self, shard: int, group: list[_Finished]) -> list[_Finished]:
+        """Try again while the leases last, and return those whose askers wait for no store."""
+        again = [one for one in group if one.flight.task.without_store == "wait"]
+        for finished in again:
+            finished.flight.filling = False
+            self._leases.add(finished.flight)
+        self._finished[shard][:0] = again
+        return [one for one in group if one.flight.task.without_store != "wait"]
+
+    async def _fillable(self, shard: int, batch: Sequence[_Finished]) -> list[_Finished]:
+        """The answers that may be kept; the flights of the others land."""
+        group: list[_Finished] = []
         for finished in batch:
             flight = finished.flight
             if not self._leases.may_fill(flight):
-                self._land(finished, FlightEnd.FENCED if flight.leased_once else FlightEnd.UNKEPT)
+                self._land(finished, FlightEnd.FENCED)
             elif len(flight.tag_text.encode()) > MOST_TAG_BYTES:
                 # An entry must name all tags that can take it back, or not be.
-                await self._give_back(flight.shard, [finished])
+                await self._give_back(shard, [finished])
                 self._land(finished, FlightEnd.UNKEPT)
             else:
-                by_shard[flight.shard].append(finished)
-        return by_shard
+                group.append(finished)
+        return group
 
     async def _give_back(self, shard: int, group: Sequence[_Finished]) -> None:
         """The store took no answers (memory pressure): let others lead."""
         try:
             await self._tier.release(
-                {shard: [Release(one.flight.key, one.flight.token or b"") for one in group]}
+                shard, [Release(one.flight.key, one.flight.token or b"") for one in group]
             )
         except StoreUnavailable:
             log.warning("leases could not be given back: they run out", leases=len(group))

@@ -37,6 +37,8 @@ class FlightEnd(enum.Enum):
     """A deterministic failure, ours or remembered from another process."""
     EXHAUSTED = "exhausted"
     """Transient failures until the key's attempts were used up."""
+    NO_STORE = "no_store"
+    """The store could not be asked, and the task does not wait for it."""
 
 
 class Ask(Protocol):
@@ -91,6 +93,7 @@ class Flight:
         "busy_token",
         "filling",
         "flying",
+        "granted_until",
         "key",
         "landed",
         "lease_until",
@@ -129,6 +132,7 @@ class Flight:
         self.token: bytes | None = None
         self.built = 0.0
         self.lease_until = 0.0
+        self.granted_until = 0.0
         self.leased_once = False
         self.takeover = False
 
@@ -137,7 +141,7 @@ class Flight:
         self.token = lease.token
         self.built = lease.built
         self.attempt = lease.attempt
-        self.lease_until = lease.until
+        self.lease_until = self.granted_until = lease.until
         self.takeover = lease.takeover
         self.leased_once = True
         self.flying = True

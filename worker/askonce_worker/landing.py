@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import structlog
+
 from askonce_queue.reply import ErrorInfo, Source
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.memory import MemoryTier
 from askonce_worker.clock import Clock
 from askonce_worker.flights import Flight, FlightEnd, Flights
 from askonce_worker.observe.counters import Counters
+
+log = structlog.get_logger("askonce.landing")
 
 
 class Landing:
@@ -57,6 +61,10 @@ class Landing:
         for ask in flight.asks:
             ask.failed(error, cause)
 
+    def count_outage(self, flight: Flight) -> None:
+        """The model is asked although nobody knows whether the store has the answer."""
+        self._counters.count(flight.task.name, "calls_without_store")
+
     def merge(self, flight: Flight, newer: Flight) -> None:
         """Those who wait for `flight` wait for `newer`, of the same key, instead."""
         self._end(flight, FlightEnd.MERGED)
@@ -68,6 +76,14 @@ class Landing:
         flight.landed = True
         self._flights.remove(flight)
         self._counters.count(flight.task.name, f"flights_{end.value}")
+        if flight.leased_once:  # the others asked no model: no line for each hit
+            log.debug(
+                "flight ended",
+                task=flight.task.name,
+                key=flight.key.hex(),
+                end=end.value,
+                began=flight.began,
+            )
 
     def _keep(self, flight: Flight, entry: Entry) -> None:
         self._memory.put(flight.key, entry, entry.size_bytes, entry.kept)

@@ -33,25 +33,24 @@ class Leases:
         self._counters = counters
         self._renew_s = renew_s
         self._margin_s = min(1.0, tier.lease_ttl_s / 10)
-        self._held: dict[bytes, Flight] = {}
+        self._held: defaultdict[int, dict[bytes, Flight]] = defaultdict(dict)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return sum(map(len, self._held.values()))
 
-    @property
-    def held(self) -> list[Flight]:
-        """The flights whose leases are ours, for a drain to give back."""
-        return list(self._held.values())
+    def held(self, shard: int) -> list[Flight]:
+        """The flights of a shard whose leases are ours."""
+        return list(self._held[shard].values())
 
     def add(self, flight: Flight) -> None:
         """Renew the lease of `flight` from now on."""
         assert flight.token is not None
-        self._held[flight.token + flight.key] = flight
+        self._held[flight.shard][flight.token + flight.key] = flight
 
     def drop(self, flight: Flight) -> None:
         """Renew it no more: it was given back or lost."""
         if flight.token is not None:
-            self._held.pop(flight.token + flight.key, None)
+            self._held[flight.shard].pop(flight.token + flight.key, None)
 
     def lose(self, flight: Flight) -> None:
         """The lease is somebody else's: the flight may reply, but not fill."""
@@ -69,24 +68,21 @@ class Leases:
         self.lose(flight)
         return False
 
-    async def renew_forever(self) -> None:
-        """Renew all leases every `renew_s`."""
+    async def renew_forever(self, shard: int) -> None:
+        """Renew all leases of a shard every `renew_s`."""
         while True:
             await anyio.sleep(self._renew_s)
             try:
-                await self.renew()
+                await self.renew(shard)
             except StoreUnavailable as error:
-                log.warning("leases cannot be renewed", held=len(self._held), error=str(error))
+                held = len(self._held[shard])
+                log.warning("leases cannot be renewed", shard=shard, held=held, error=str(error))
 
-    async def renew(self) -> None:
-        """Renew all leases once. Raises `StoreUnavailable`."""
-        by_shard: defaultdict[int, list[tuple[Flight, bytes]]] = defaultdict(list)
-        for flight in self._held.values():
-            if flight.token is not None:
-                by_shard[flight.shard].append((flight, flight.token))
-        for shard, held in by_shard.items():
-            for start in range(0, len(held), CHUNK):
-                await self._renew_part(shard, held[start : start + CHUNK])
+    async def renew(self, shard: int) -> None:
+        """Renew all leases of a shard once. Raises `StoreUnavailable`."""
+        held = [(flight, flight.token) for flight in self.held(shard) if flight.token is not None]
+        for start in range(0, len(held), CHUNK):
+            await self._renew_part(shard, held[start : start + CHUNK])
 
     async def _renew_part(self, shard: int, held: list[tuple[Flight, bytes]]) -> None:
         until = self._clock.monotonic() + self._tier.lease_ttl_s
@@ -98,5 +94,5 @@ class Leases:
                 continue  # given back while the renewal was under way
             if letter == "r":
                 flight.lease_until = until
-            elif token + flight.key in self._held:
+            elif token + flight.key in self._held[shard]:
                 self.lose(flight)

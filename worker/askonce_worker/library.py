@@ -18,23 +18,25 @@ import inspect
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypeVar, get_type_hints, overload
+from typing import Any, Generic, Literal, ParamSpec, Self, TypeVar, get_type_hints, overload
 
 import msgspec
 
+from askonce_queue.checks import check_shards, check_store
 from askonce_queue.errors import AskonceError, InvalidJob
 from askonce_queue.host import Host
 from askonce_queue.job import MAX_TAG_CHARS, check_envelope, valid_name
 from askonce_queue.reply import Answer, ErrorInfo, Source
-from askonce_queue.shards import shard_tags
-from askonce_queue.store import check_shards, check_store, connect
+from askonce_queue.store import Store
+from askonce_queue.store_config import StoreConfig
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.models.protocol import Prompt, Question, Rejection
 from askonce_worker.models.retry import RetryPolicy
 from askonce_worker.observe.counters import Counters
+from askonce_worker.observe.log import hand_to_standard_logging
 from askonce_worker.resolver import Resolver
-from askonce_worker.tasks import Backend, Task
+from askonce_worker.tasks import Backend, Task, WithoutStore
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,25 +63,28 @@ class AnswerCache:
     """Caches the results of async functions on a store; owns the renewal of its leases.
 
     `memory_bytes` bounds the memory tier, `max_calls` the calls in flight in this process.
+    `without_store` says what to do while the store cannot be asked: `"call"` calls once for all who
+    ask in this process and keeps nothing (counted as `calls_without_store`); `"raise"` raises
+    `StoreUnavailable`.
     Raises on entry: `StoreUnavailable`, `ConfigError` (another shard count).
     """
 
     def __init__(
         self,
-        url: str,
+        store: str | StoreConfig,
         *,
         shards: int = 1,
         memory_bytes: int = 64 << 20,
         max_calls: int = 256,
         stamp_bound_s: float = 0.5,
         lease_ttl_s: float = 10.0,
+        without_store: Literal["call", "raise"] = "call",
     ) -> None:
         self.counters = Counters()
-        self._store = connect(url, role="commands")
-        self._shards = shards
+        self._store = Store(store, shards=shards)
+        self._without_store: WithoutStore = without_store
         self._resolver = Resolver(
             self._store,
-            shard_tags(shards),
             memory_bytes=memory_bytes,
             stamp_bound_s=stamp_bound_s,
             lease_ttl_s=lease_ttl_s,
@@ -94,9 +99,10 @@ class AnswerCache:
         self._host = Host(self._resolver.running())
 
     async def __aenter__(self) -> Self:
+        hand_to_standard_logging()
         try:
             await check_store(self._store)
-            await check_shards(self._store, self._shards)
+            await check_shards(self._store)
             ended = await self._host.open()
         except BaseException:
             await self._store.aclose()
@@ -224,6 +230,7 @@ class AnswerCache:
                 retry=RetryPolicy(max_attempts=1),
                 remember_rejection_s=remember_s,
                 remember_exhausted_s=remember_s,
+                without_store=self._without_store,
             )
         return task
 

@@ -22,8 +22,8 @@ from anyio.abc import TaskGroup
 
 from askonce_queue.answer_scripts import Release
 from askonce_queue.errors import StoreUnavailable
-from askonce_queue.scripts import AsyncStore
 from askonce_queue.shards import shard_of_digest
+from askonce_queue.store import Store
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.memory import MemoryTier
 from askonce_worker.cache.stamps import Stamps
@@ -45,8 +45,7 @@ class Resolver:
 
     def __init__(
         self,
-        store: AsyncStore,
-        shard_tags: Sequence[str],
+        store: Store,
         *,
         memory_bytes: int,
         lease_ttl_s: float = 10.0,
@@ -59,16 +58,18 @@ class Resolver:
         clock = clock or SystemClock()
         rng = rng or random.Random()
         self._clock = clock
-        self._shards = len(shard_tags)
+        self._shards = shards = len(store.tags)
         self.counters = counters or Counters()
         self.memory: MemoryTier[Entry] = MemoryTier(memory_bytes)
-        self.stamps = Stamps(store, shard_tags, clock, stamp_bound_s)
+        self.stamps = Stamps(store, clock, stamp_bound_s)
         self.flights = Flights()
-        self._tier = StoreTier(store, shard_tags, clock, rng, lease_ttl_s=lease_ttl_s)
+        self._tier = StoreTier(store, clock, rng, lease_ttl_s=lease_ttl_s)
         self.leases = Leases(self._tier, clock, self.counters, renew_s=lease_renew_s)
         self._landing = landing = Landing(self.flights, self.memory, clock, self.counters)
-        self._fills = Fills(self._tier, clock, self.leases, landing)
-        self._room = WaitingRoom(self._tier, clock, rng, landing, self._take_off, self.resolve)
+        self._fills = Fills(self._tier, clock, self.leases, landing, shards)
+        self._room = WaitingRoom(
+            self._tier, clock, rng, landing, shards, self._take_off, self.resolve
+        )
         self._calls = Calls(
             self._tier,
             rng,
@@ -144,15 +145,18 @@ class Resolver:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Resolver]:
-        """Run the loops; on exit cancel what still flies and give its leases back."""
-        await self.stamps.read()
+        """Run the loops, of every shard its own, so that a dead one delays no other.
+
+        On exit cancel what still flies and give its leases back.
+        """
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
-                tasks.start_soon(self.stamps.watch)
-                tasks.start_soon(self.leases.renew_forever)
-                tasks.start_soon(self._room.run)
-                tasks.start_soon(self._fills.run)
+                for shard in range(self._shards):
+                    tasks.start_soon(self.stamps.watch, shard)
+                    tasks.start_soon(self.leases.renew_forever, shard)
+                    tasks.start_soon(self._room.run, shard)
+                    tasks.start_soon(self._fills.run, shard)
                 yield self
                 tasks.cancel_scope.cancel()
         finally:
@@ -162,13 +166,19 @@ class Resolver:
 
     async def _give_leases_back(self) -> None:
         """What is not finished is somebody else's to lead, at once rather than after a TTL."""
-        by_shard: dict[int, list[Release]] = {}
-        for flight in self.leases.held:
+        async with anyio.create_task_group() as tasks:
+            for shard in range(self._shards):
+                tasks.start_soon(self._give_back, shard)
+
+    async def _give_back(self, shard: int) -> None:
+        releases: list[Release] = []
+        for flight in self.leases.held(shard):
             if flight.token is not None:
-                by_shard.setdefault(flight.shard, []).append(Release(flight.key, flight.token))
+                releases.append(Release(flight.key, flight.token))
                 self.leases.drop(flight)
-        if by_shard:
-            try:
-                await self._tier.release(by_shard)
-            except StoreUnavailable:
-                log.warning("leases could not be given back: they run out")
+        if not releases:
+            return
+        try:
+            await self._tier.release(shard, releases)
+        except StoreUnavailable:
+            log.warning("leases could not be given back: they run out", leases=len(releases))

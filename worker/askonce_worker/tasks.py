@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from askonce_worker.cache.key import KeyMaker
 from askonce_worker.models.protocol import Model, Prompt
@@ -11,6 +12,10 @@ from askonce_worker.models.retry import RetryPolicy
 LEAST_TTL_S = 0.001
 MOST_TTL_S = 10 * 365 * 86_400.0
 """Bounds of a TTL: the store counts in ms, and a slip of the unit should not pass for for-ever."""
+
+
+WithoutStore = Literal["wait", "call", "raise"]
+"""When the store cannot be asked: wait for it, ask the model for this process alone, or fail."""
 
 
 class Backend:
@@ -50,6 +55,7 @@ class Task:
         "retry",
         "tag",
         "ttl_s",
+        "without_store",
     )
 
     def __init__(
@@ -67,6 +73,7 @@ class Task:
         retry: RetryPolicy | None = None,
         remember_rejection_s: float = 60.0,
         remember_exhausted_s: float = 5.0,
+        without_store: WithoutStore = "wait",
     ) -> None:
         for what, seconds in (("ttl_s", ttl_s), ("memory_ttl_s", memory_ttl_s)):
             if not LEAST_TTL_S <= seconds <= MOST_TTL_S:
@@ -86,3 +93,4 @@ class Task:
         self.retry = retry or RetryPolicy()
         self.remember_rejection_s = remember_rejection_s
         self.remember_exhausted_s = remember_exhausted_s
+        self.without_store: WithoutStore = without_store

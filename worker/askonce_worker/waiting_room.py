@@ -20,6 +20,7 @@ import structlog
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from askonce_queue.errors import StoreUnavailable
+from askonce_queue.reply import ErrorInfo
 from askonce_worker.cache.store_tier import (
     UNCANCELLED_S,
     Batch,
@@ -59,6 +60,7 @@ class WaitingRoom:
         clock: Clock,
         rng: random.Random,
         landing: Landing,
+        shards: int,
         take_off: Callable[[Flight], None],
         resolve: Callable[[Sequence[Ask]], None],
     ) -> None:
@@ -68,17 +70,15 @@ class WaitingRoom:
         self._landing = landing
         self._take_off = take_off
         self._resolve = resolve
-        self._due_now: list[Flight] = []
-        self._later: list[tuple[float, int, Flight]] = []
-        self._sequence = itertools.count()
-        self._bell = anyio.Event()
+        self._queues = [_Queue() for _ in range(shards)]
         self._for_slot: defaultdict[str, deque[Flight]] = defaultdict(deque)
         self._alone: defaultdict[str, deque[Flight]] = defaultdict(deque)
 
     def enter(self, flight: Flight) -> None:
         """Ask about `flight` with the next batch."""
-        self._due_now.append(flight)
-        self._bell.set()
+        queue = self._queues[flight.shard]
+        queue.due_now.append(flight)
+        queue.bell.set()
 
     def enter_alone(self, flight: Flight) -> None:
         """Let a flight that shares nothing (not cacheable) take off as soon as a slot is free."""
@@ -106,41 +106,30 @@ class WaitingRoom:
                 self.enter(flight)
                 return
 
-    async def run(self) -> None:
+    async def run(self, shard: int) -> None:
         """Ask about what is due, for ever; what comes while one batch is asked is the next."""
+        queue = self._queues[shard]
         while True:
             # All that follows may be shielded: without this, a cancelled loop could go on for ever.
             await checkpoint_if_cancelled()
-            due = self._take_due()
+            due = queue.take_due(self._clock.monotonic())
             if due:
-                await self._ask(due)
+                await self._ask(shard, due)
                 continue
-            self._bell = anyio.Event()
-            wait_s = self._later[0][0] - self._clock.monotonic() if self._later else math.inf
+            queue.bell = anyio.Event()
+            wait_s = queue.next_due - self._clock.monotonic()
             with anyio.move_on_after(max(0.0, wait_s)):
-                await self._bell.wait()
-
-    def _take_due(self) -> list[Flight]:
-        due, self._due_now = self._due_now, []
-        now = self._clock.monotonic()
-        while self._later and self._later[0][0] <= now:
-            due.append(heapq.heappop(self._later)[2])
-        # A flight can be due twice (its backoff ended and a slot was freed).
-        return [
-            flight
-            for flight in dict.fromkeys(due)
-            if not (flight.landed or flight.flying or flight.waits_alone)
-        ]
+                await queue.bell.wait()
 
     def _ask_later(self, flight: Flight, longest_s: float) -> None:
         flight.backoff_s = min(longest_s, max(FIRST_BACKOFF_S, 2 * flight.backoff_s))
         due = self._clock.monotonic() + flight.backoff_s * self._rng.uniform(0.75, 1.0)
-        heapq.heappush(self._later, (due, next(self._sequence), flight))
+        self._queues[flight.shard].put_later(flight, due)
 
-    async def _ask(self, due: list[Flight]) -> None:
-        groups: defaultdict[tuple[int, str], list[Flight]] = defaultdict(list)
+    async def _ask(self, shard: int, due: list[Flight]) -> None:
+        groups: defaultdict[str, list[Flight]] = defaultdict(list)
         for flight in due:
-            groups[flight.shard, flight.task.backend.name].append(flight)
+            groups[flight.task.backend.name].append(flight)
         parts = [
             group[start : start + BATCH]
             for group in groups.values()
@@ -148,17 +137,35 @@ class WaitingRoom:
         ]
         batches = [self._batch(part) for part in parts]
         answers: list[list[Result]] = [[None] * len(part) for part in parts]
+        outage: StoreUnavailable | None = None
         try:
             # Cancelled between the grant and its news, leases would be nobody's until they run out.
             with anyio.move_on_after(UNCANCELLED_S, shield=True):
                 answers = await self._tier.look_up(batches)
         except StoreUnavailable as error:
-            log.warning("look-up failed", flights=len(due), error=str(error))
+            outage = error
+            log.warning("look-up failed", shard=shard, flights=len(due), error=str(error))
         for part, batch, results in zip(parts, batches, answers, strict=True):
             taken = sum(map(self._sort, part, results))
             for _ in range(batch.max_new_leases - taken):
                 self.slot_freed(part[0].task.backend)
-        await self._lose_patience(due)
+        if outage is None:
+            await self._lose_patience(shard, due)
+        else:
+            self._do_without_store(due, outage)
+
+    def _do_without_store(self, flights: Sequence[Flight], outage: StoreUnavailable) -> None:
+        """Let those go that need not wait for the store to come back."""
+        for flight in flights:
+            match flight.task.without_store:
+                case "wait":
+                    continue
+                case "call":
+                    self._landing.count_outage(flight)
+                    self.enter_alone(flight)
+                case "raise":
+                    error = ErrorInfo("store_unavailable", str(outage))
+                    self._landing.fail(flight, error, FlightEnd.NO_STORE, outage)
 
     def _batch(self, flights: list[Flight]) -> Batch:
         """Reserve the slots and describe the look-up of flights of one shard and one model."""
@@ -203,10 +210,10 @@ class WaitingRoom:
                 self._ask_later(flight, LONGEST_SLOT_BACKOFF_S)
         return False
 
-    async def _lose_patience(self, flights: list[Flight]) -> None:
+    async def _lose_patience(self, shard: int, flights: list[Flight]) -> None:
         """Take over the leases for which flights have waited too long, as slots allow."""
         now = self._clock.monotonic()
-        impatient: defaultdict[int, list[Flight]] = defaultdict(list)
+        waiters: list[Flight] = []
         for flight in flights:
             backend = flight.task.backend
             if (
@@ -216,19 +223,49 @@ class WaitingRoom:
                 and backend.free_slots > 0
             ):
                 backend.in_flight += 1
-                impatient[flight.shard].append(flight)
-        for shard, waiters in impatient.items():
-            results: list[Result] = [None] * len(waiters)
-            try:
-                with anyio.move_on_after(UNCANCELLED_S, shield=True):
-                    results = await self._tier.take_over(
-                        shard, [(f.key, f.busy_token or b"") for f in waiters]
-                    )
-            except StoreUnavailable as error:
-                log.warning("takeover failed", flights=len(waiters), error=str(error))
-            for flight, result in zip(waiters, results, strict=True):
-                if isinstance(result, Leased):
-                    flight.hold(result)
-                    self._take_off(flight)
-                else:
-                    self.slot_freed(flight.task.backend)
+                waiters.append(flight)
+        if not waiters:
+            return
+        results: list[Result] = [None] * len(waiters)
+        try:
+            with anyio.move_on_after(UNCANCELLED_S, shield=True):
+                results = await self._tier.take_over(
+                    shard, [(f.key, f.busy_token or b"") for f in waiters]
+                )
+        except StoreUnavailable as error:
+            log.warning("takeover failed", flights=len(waiters), error=str(error))
+        for flight, result in zip(waiters, results, strict=True):
+            if isinstance(result, Leased):
+                flight.hold(result)
+                self._take_off(flight)
+            else:
+                self.slot_freed(flight.task.backend)
+
+
+class _Queue:
+    """The flights of one shard that the store is to be asked about, now or later."""
+
+    def __init__(self) -> None:
+        self.due_now: list[Flight] = []
+        self.bell = anyio.Event()
+        self._later: list[tuple[float, int, Flight]] = []
+        self._sequence = itertools.count()
+
+    @property
+    def next_due(self) -> float:
+        """When the next backoff ends, monotonic; infinite when none is under way."""
+        return self._later[0][0] if self._later else math.inf
+
+    def put_later(self, flight: Flight, due: float) -> None:
+        heapq.heappush(self._later, (due, next(self._sequence), flight))
+
+    def take_due(self, now: float) -> list[Flight]:
+        due, self.due_now = self.due_now, []
+        while self._later and self._later[0][0] <= now:
+            due.append(heapq.heappop(self._later)[2])
+        # A flight can be due twice (its backoff ended and a slot was freed).
+        return [
+            flight
+            for flight in dict.fromkeys(due)
+            if not (flight.landed or flight.flying or flight.waits_alone)
+        ]

@@ -20,12 +20,12 @@ from askonce_loadtest.bench.children import child
 from askonce_loadtest.bench.enqueue import enqueuer
 from askonce_loadtest.bench.workload import LABELS, distinct_texts
 from askonce_queue import names, queue_scripts
+from askonce_queue.connections import connect
 from askonce_queue.job import Payload
 from askonce_queue.queue_scripts import LANES, Lane, SettleGroup
 from askonce_queue.reply import Answer, WireReply
 from askonce_queue.scripts import CHUNK, AsyncStore, run, send
 from askonce_queue.shards import shard_tags
-from askonce_queue.store import connect
 
 CONSUMER = "floor"
 PREFIX = bytes(45)

@@ -13,8 +13,7 @@ from askonce_loadtest.bench.stampede import CallerAsk
 from askonce_loadtest.bench.workload import LABELS, TASK, distinct_texts
 from askonce_queue.reply import Answer, Usage
 from askonce_queue.scripts import AsyncStore
-from askonce_queue.shards import shard_tags
-from askonce_queue.store import connect
+from askonce_queue.store import Store
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.models.protocol import Prompt, Question
 from askonce_worker.resolver import Resolver
@@ -67,9 +66,9 @@ async def filler(order: Order) -> AsyncGenerator[Steps]:
         prompt=prompt,
         key_maker=KeyMaker(digest, shared=False),
     )
-    store = connect(order.url, role="commands")
+    store = Store(order.url)
     try:
-        async with Resolver(store, shard_tags(1), memory_bytes=0).running() as resolver:
+        async with Resolver(store, memory_bytes=0).running() as resolver:
 
             async def fill_all() -> Figures:
                 texts = distinct_texts(order.plan.answers, "filled")

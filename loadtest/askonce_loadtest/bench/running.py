@@ -23,9 +23,9 @@ from askonce_loadtest.bench.plan import Plan
 from askonce_loadtest.bench.stampede import measure_stampede
 from askonce_loadtest.bench.warm import measure_warm
 from askonce_loadtest.bench.workload import LABELS, TASK
+from askonce_queue.connections import connect
 from askonce_queue.embedded import EmbeddedStore
 from askonce_queue.scripts import AsyncStore
-from askonce_queue.store import connect
 
 MODEL_START_S = 30.0
 

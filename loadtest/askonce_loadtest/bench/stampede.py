@@ -19,8 +19,7 @@ from askonce_loadtest.bench.child import Figures, Order, Steps
 from askonce_loadtest.bench.children import child
 from askonce_loadtest.bench.workload import LABELS, TASK, WrongReplyError, distinct_texts
 from askonce_queue.reply import ErrorInfo, Source
-from askonce_queue.shards import shard_tags
-from askonce_queue.store import connect
+from askonce_queue.store import Store
 from askonce_worker.build import build_tasks, open_models
 from askonce_worker.cache.entry import Entry
 from askonce_worker.config import load_settings
@@ -91,13 +90,13 @@ async def asker(order: Order) -> AsyncGenerator[Steps]:
     """The role of one process of the stampede: its callers ask every cold text, all at once."""
     plan = order.plan
     settings = load_settings(Path(order.config))
-    store = connect(order.url, role="commands")
+    store = Store(order.url)
     texts = distinct_texts(plan.cold_keys, "cold")
     async with AsyncExitStack() as stack:
         stack.push_async_callback(store.aclose)
         backends = await stack.enter_async_context(open_models(settings))
         task = build_tasks(settings, backends)[TASK]
-        resolver = Resolver(store, shard_tags(1), memory_bytes=int(settings.worker.memory_bytes))
+        resolver = Resolver(store, memory_bytes=int(settings.worker.memory_bytes))
         await stack.enter_async_context(resolver.running())
 
         async def call(text: str) -> None:

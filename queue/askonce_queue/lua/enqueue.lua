@@ -1,14 +1,18 @@
 -- Append jobs to a lane, once each, within its bounds.
 --
 -- KEYS  1 jobs stream · 2 id records · 3 owed replies · 4 client leases · 5 reply stream
+--       6 memory record
 -- ARGV  1 client · 2 client token · 3 lane · 4 reply address ('' = the client's own stream)
---       5 max backlog · 6 max unread · 7 stride, then per job: id, payload
---       [, tenant, tags, deadline_ms  when the stride is 5]
+--       5 max backlog · 6 max unread · 7 share of maxmemory that may be held · 8 stride, then per
+--       job: id, payload [, tenant, tags, deadline_ms  when the stride is 5]
 -- Returns one letter a job: a accepted · s same job is already queued · c conflict
---         f backlog full · u too many replies owed; or '!' when the client lost its name.
--- O(jobs). Not allow-oom: the server refuses it as a whole, before any write.
+--         f backlog full · u too many replies owed · m memory full; or '!' when the client lost its
+--         name.
+-- O(jobs). allow-oom: it keeps its own bound on memory, below the server's, and can so tell a job
+-- that does not fit from one that was accepted before (the server would refuse both).
+local JOB_BYTES = 200  -- of a job's entry and id record, beside its fields
 local client, token, lane, address = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local stride = tonumber(ARGV[7])
+local stride = tonumber(ARGV[8])
 local holder = redis.call('HGET', KEYS[4], client)
 if not holder or string.sub(holder, 1, #token) ~= token then return '!' end
 
@@ -22,9 +26,17 @@ else
   unread = 0
 end
 
-local fields, first = {}, 8
-local count = (#ARGV - 7) / stride
+local fields, first, size = {}, 9, 0
+local count = (#ARGV - 8) / stride
 for i = 1, count do fields[i] = client .. '/' .. ARGV[first + (i - 1) * stride] end
+for i = first, #ARGV do size = size + #ARGV[i] end
+local spare = room_for(KEYS[6], tonumber(ARGV[7]), size)
+local scarce = spare < math.huge
+local function bytes_of(i)
+  local bytes = JOB_BYTES
+  for k = first + (i - 1) * stride, first + i * stride - 1 do bytes = bytes + #ARGV[k] end
+  return bytes
+end
 local known = redis.call('HMGET', KEYS[2], unpack(fields))
 
 -- The whole job is compared, not a digest of it: it is there as long as its record is.
@@ -53,6 +65,7 @@ for i = 1, count do
   if not verdict then
     if room <= 0 then verdict = 'f'
     elseif unread <= 0 then verdict = 'u'
+    elseif scarce and spare < bytes_of(i) then verdict = 'm'
     else
       local id
       if stride == 2 and address == '' then
@@ -71,6 +84,7 @@ for i = 1, count do
       records[#records + 1] = field
       records[#records + 1] = value
       room, unread, accepted, verdict = room - 1, unread - 1, accepted + 1, 'a'
+      if scarce then spare = spare - bytes_of(i) end
     end
   end
   verdicts[i] = verdict

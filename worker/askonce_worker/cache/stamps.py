@@ -15,7 +15,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from askonce_queue import answer_scripts
-from askonce_queue.scripts import AsyncStore, run_many
+from askonce_queue.store import Store
 from askonce_worker.cache.entry import Entry
 from askonce_worker.clock import Clock
 
@@ -28,11 +28,9 @@ log = structlog.get_logger("askonce.stamps")
 class Stamps:
     """The invalidations of every answer shard, as last seen."""
 
-    def __init__(
-        self, store: AsyncStore, shard_tags: Sequence[str], clock: Clock, bound_s: float
-    ) -> None:
+    def __init__(self, store: Store, clock: Clock, bound_s: float) -> None:
         self._store = store
-        self._shard_tags = shard_tags
+        self._shard_tags = shard_tags = store.tags
         self._clock = clock
         self._bound_s = bound_s
         self._inv = [math.inf] * len(shard_tags)
@@ -66,32 +64,29 @@ class Stamps:
             last.get(tag, 0.0) <= built for tag in asker_tags
         )
 
-    async def watch(self) -> None:
-        """Read what changed, for ever; a failure leaves the memory tier unused, nothing else."""
+    async def watch(self, shard: int) -> None:
+        """Read what changed on a shard, for ever.
+
+        A failure leaves its answers in memory unused, nothing else.
+        """
         while True:
             try:
-                await self.read()
+                await self.read(shard)
             except (RedisError, OSError) as error:
-                log.warning("invalidations cannot be read", error=str(error))
+                log.warning("invalidations cannot be read", shard=shard, error=str(error))
             await anyio.sleep(self._bound_s / 2)
 
-    async def read(self) -> None:
-        """Read what changed on every shard, in one round trip."""
+    async def read(self, shard: int) -> None:
+        """Read what changed on a shard. Raises redis-py's errors."""
         asked_at = self._clock.monotonic()
-        calls = [
-            answer_scripts.read_stamps(
-                tag,
-                seen_inv=int(inv) if math.isfinite(inv := self._inv[shard]) else 0,
-                most_tags=MOST_TAGS,
-            )
-            for shard, tag in enumerate(self._shard_tags)
-        ]
-        for shard, result in enumerate(await run_many(self._store, calls)):
-            if isinstance(result, Exception):
-                log.warning("invalidations of a shard cannot be read", error=str(result))
-                continue
-            self._note(shard, result)
-            self._seen_at[shard] = asked_at
+        inv = self._inv[shard]
+        call = answer_scripts.read_stamps(
+            self._shard_tags[shard],
+            seen_inv=int(inv) if math.isfinite(inv) else 0,
+            most_tags=MOST_TAGS,
+        )
+        self._note(shard, await self._store.run(call))
+        self._seen_at[shard] = asked_at
 
     def _note(self, shard: int, result: list[bytes]) -> None:
         inv, base = float(result[0]), float(result[1])

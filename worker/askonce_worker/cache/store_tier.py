@@ -1,7 +1,7 @@
 """The store tier: answers and fill leases in Redis, many keys in one round trip.
 
 Speaks in keys and results; knows no flights. Every method raises `StoreUnavailable` when the store
-cannot be asked; a part that failed alone (one shard of several) comes back as `None` results.
+cannot be asked; what it refused comes back as `None`. A call is about one shard.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from typing import Any, NamedTuple
 
 import msgspec
 import structlog
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from askonce_queue import answer_scripts, names
 from askonce_queue.answer_scripts import Fill, Release
 from askonce_queue.errors import StoreUnavailable
 from askonce_queue.reply import ErrorInfo
-from askonce_queue.scripts import AsyncStore, Call, run, run_many
+from askonce_queue.scripts import Call
+from askonce_queue.store import Store
 from askonce_worker.cache.entry import Entry, decode_entry
 from askonce_worker.clock import Clock
 
 log = structlog.get_logger("askonce.store_tier")
 
-UNCANCELLED_S = 6.0
+UNCANCELLED_S = 8.0
 """How long a call whose outcome must be known may outlive the cancellation of its caller."""
 
 _LEASED = struct.Struct("<dB")
@@ -88,15 +89,14 @@ class StoreTier:
 
     def __init__(
         self,
-        store: AsyncStore,
-        shard_tags: Sequence[str],
+        store: Store,
         clock: Clock,
         rng: random.Random,
         *,
         lease_ttl_s: float,
     ) -> None:
         self._store = store
-        self._shard_tags = shard_tags
+        self._shard_tags = store.tags
         self._clock = clock
         self.lease_ttl_s = lease_ttl_s
         self._lease_ms = int(lease_ttl_s * 1000)
@@ -104,7 +104,7 @@ class StoreTier:
         self._tokens = itertools.count(1)
 
     async def look_up(self, batches: Sequence[Batch]) -> list[list[Result]]:
-        """Look up or lease, one round trip; results in the order of the keys of each batch."""
+        """Look up or lease on one shard, one round trip; results are in the order of the keys."""
         tokens = [self._new_token() for _ in batches]
         calls = [
             answer_scripts.look_up(
@@ -190,23 +190,17 @@ class StoreTier:
         (letters,) = await self._run([call])
         return letters.decode() if letters is not None else None
 
-    async def fill(self, by_shard: dict[int, list[Fill]]) -> dict[int, tuple[float, str] | None]:
-        """Write answers: per shard the server's time in ms and one letter an answer.
+    async def fill(self, shard: int, fills: Sequence[Fill]) -> tuple[float, str] | None:
+        """Write answers: the server's time in ms and one letter an answer.
 
-        f filled · x fenced · i invalidated meanwhile. `None` for a shard that took nothing.
+        f filled · x fenced · i invalidated meanwhile. `None` when the shard took nothing.
         """
-        calls = [answer_scripts.fill(self._shard_tags[s], fills) for s, fills in by_shard.items()]
-        raw = await self._run(calls)
-        return {
-            shard: (float(result[0]), result[1].decode()) if result is not None else None
-            for shard, result in zip(by_shard, raw, strict=True)
-        }
+        (result,) = await self._run([answer_scripts.fill(self._shard_tags[shard], fills)])
+        return None if result is None else (float(result[0]), result[1].decode())
 
-    async def release(self, by_shard: dict[int, list[Release]]) -> None:
+    async def release(self, shard: int, releases: Sequence[Release]) -> None:
         """Give leases back without an answer."""
-        await self._run(
-            [answer_scripts.release(self._shard_tags[s], rs) for s, rs in by_shard.items()]
-        )
+        await self._run([answer_scripts.release(self._shard_tags[shard], releases)])
 
     async def note_attempt(
         self, shard: int, key: bytes, token: bytes, attempt: int, remember_s: float
@@ -226,22 +220,20 @@ class StoreTier:
 
     async def _forget(self, shard: int, key: bytes) -> None:
         try:
-            await self._store.unlink(names.answer_prefix(self._shard_tags[shard]) + key)
+            answer = names.answer_prefix(self._shard_tags[shard]) + key
+            await self._store.send(answer, "UNLINK", answer)
         except (RedisError, OSError) as error:
             raise StoreUnavailable(f"the store cannot be reached: {error}") from error
 
     async def _run(self, calls: Sequence[Call]) -> list[Any]:
-        """One result a call; `None` for one that the store refused (memory, one shard)."""
-        try:
-            if len(calls) == 1:
-                return [await run(self._store, calls[0])]
-            results = await run_many(self._store, calls)
-        except OutOfMemoryError:
-            return [None] * len(calls)
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"the store cannot be reached: {error}") from error
+        """One result a call of one shard; `None` for one that the store refused (memory)."""
+        results = await self._store.run_many(calls)
         for call, result in zip(calls, results, strict=True):
-            if isinstance(result, Exception):
+            if not isinstance(result, Exception):
+                continue
+            if not isinstance(result, ResponseError):
+                raise StoreUnavailable(f"the store cannot be reached: {result}") from result
+            if not isinstance(result, OutOfMemoryError):
                 log.warning("a shard refused", script=call.script.name, error=str(result))
         return [None if isinstance(result, Exception) else result for result in results]
 

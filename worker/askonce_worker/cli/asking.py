@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from askonce_queue.client import Client
 from askonce_queue.errors import StoreUnavailable
 from askonce_queue.reply import Reply
-from askonce_queue.scripts import AsyncStore, send
+from askonce_queue.store import Store
 from askonce_worker.cli.output import Output, encode_line
 from askonce_worker.cli.source import Batch, Source
 from askonce_worker.cli.summary import Tally
@@ -76,7 +76,7 @@ class Asking:
     def __init__(
         self,
         client: Client,
-        store: AsyncStore,
+        store: Store,
         source: Source,
         output: Output,
         tally: Tally,
@@ -148,9 +148,12 @@ class Asking:
             if self._tally.jobs > before:
                 continue
             try:
-                await send(self._store, "PING")
+                replies = (await self._store.ask_servers("PING")).values()
+                failures = [reply for reply in replies if isinstance(reply, Exception)]
             except (RedisError, OSError) as error:
-                self._pulse.failed(StoreUnavailable(f"the store cannot be reached: {error}"))
+                failures = [error]
+            if failures:
+                self._pulse.failed(StoreUnavailable(f"the store cannot be reached: {failures[0]}"))
             else:
                 self._pulse.worked()
 

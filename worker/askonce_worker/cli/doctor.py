@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import aiohttp
 import anyio
@@ -20,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from askonce_queue import names
+from askonce_queue.checks import check_store, parse_info, recorded_shards
 from askonce_queue.errors import AskonceError, ConfigError
-from askonce_queue.scripts import AsyncStore, send
-from askonce_queue.store import check_store, connect
+from askonce_queue.store import Store
 from askonce_worker.build import build_model, open_store
 from askonce_worker.cli import loop
 from askonce_worker.cli.loop import Signals
-from askonce_worker.cli.opened import recorded_shards
 from askonce_worker.cli.prompts import volatile_parts
 from askonce_worker.config import Settings, load_settings
 from askonce_worker.models.protocol import ModelFailure
@@ -119,41 +117,44 @@ def _show(checks: list[Check], *, as_json: bool) -> None:
 
 async def _check_the_store(settings: Settings) -> list[Check]:
     try:
-        async with _connected(settings) as (url, store):
-            await check_store(store)
-            return await _look_at(store, url, settings)
+        async with open_store(settings) as config:
+            store = Store(config, max_connections=1)
+            try:
+                await check_store(store)
+                return await _look_at(store, settings)
+            finally:
+                await store.aclose()
     except (AskonceError, RedisError, OSError) as error:
         return [Check("store", "fail", without_password(str(error)))]
 
 
-@asynccontextmanager
-async def _connected(settings: Settings) -> AsyncGenerator[tuple[str, AsyncStore]]:
-    async with open_store(settings) as url:
-        store = connect(url, role="commands", max_connections=1)
-        try:
-            yield url, store
-        finally:
-            await store.aclose()
+async def _look_at(store: Store, settings: Settings) -> list[Check]:
+    """Check a store that answers, every server of it. Raises redis-py's errors."""
+    checks: list[Check] = []
+    servers = await store.ask_servers("INFO")
+    for address, reply in servers.items():
+        where = without_password(store.config.url)
+        if len(servers) > 1:
+            where = f"{address[0]}:{address[1]}"
+        if isinstance(reply, Exception):
+            checks.append(Check("store", "fail", f"{where} does not answer: {reply}"))
+            continue
+        checks += _look_at_server(parse_info(reply), where)
+    return [*checks, await _shards(store, settings), await _latency(store)]
 
 
-async def _look_at(store: AsyncStore, url: str, settings: Settings) -> list[Check]:
-    """Check a store that answers. Raises redis-py's errors."""
-    server: dict[str, Any] = await store.info("server")
-    memory: dict[str, Any] = await store.info("memory")
-    persistence: dict[str, Any] = await store.info("persistence")
-    valkey = server.get("valkey_version")
-    version = f"Valkey {valkey}" if valkey else f"Redis {server['redis_version']}"
+def _look_at_server(info: dict[str, str], where: str) -> list[Check]:
+    valkey = info.get("valkey_version")
+    version = f"Valkey {valkey}" if valkey else f"Redis {info['redis_version']}"
     return [
-        Check("store", "ok", f"{version} at {without_password(url)}"),
-        await _shards(store, settings),
-        _persistence(persistence),
-        _eviction(str(memory["maxmemory_policy"])),
-        _memory(int(memory["used_memory"]), int(memory["maxmemory"])),
-        await _latency(store),
+        Check("store", "ok", f"{version} at {where}"),
+        _persistence(info),
+        _eviction(info["maxmemory_policy"]),
+        _memory(int(info["used_memory"]), int(info["maxmemory"])),
     ]
 
 
-async def _shards(store: AsyncStore, settings: Settings) -> Check:
+async def _shards(store: Store, settings: Settings) -> Check:
     recorded = await recorded_shards(store)
     if recorded in (None, settings.shards):
         new = "" if recorded else " (the store is new)"
@@ -166,7 +167,7 @@ async def _shards(store: AsyncStore, settings: Settings) -> Check:
     )
 
 
-def _persistence(info: dict[str, Any]) -> Check:
+def _persistence(info: dict[str, str]) -> Check:
     name = "store persistence"
     if not int(info.get("aof_enabled", 0)):
         return Check(
@@ -201,12 +202,12 @@ def _memory(used: int, most: int) -> Check:
     return Check(name, "ok", found)
 
 
-async def _latency(store: AsyncStore) -> Check:
-    await send(store, "PING")
+async def _latency(store: Store) -> Check:
+    await store.send(names.META, "PING")
     times_ms: list[float] = []
     for _ in range(PINGS):
         began = time.perf_counter()
-        await send(store, "PING")
+        await store.send(names.META, "PING")
         times_ms.append((time.perf_counter() - began) * 1000)
     median_ms = statistics.median(times_ms)
     found = f"{median_ms:.2f} ms a round trip (median of {PINGS})"

@@ -72,10 +72,10 @@ async def _run(options: Options, _signals: Signals) -> int:
     stream = options.reply_to or options.task
     progress = Progress()
     limits = Limits(settings.worker.max_backlog, settings.worker.max_unread)
-    async with open_store(settings) as url:
-        pool, shards = settings.worker.pool, settings.shards
+    async with open_store(settings) as location:
+        pool = settings.worker.pool
         try:
-            async with Client(url, pool=pool, shards=shards, limits=limits) as client:
+            async with Client(location, pool=pool, limits=limits) as client:
                 async for batch in source:
                     await _enqueue(client, batch, stream, options, progress)
                     if progress.full is not None:

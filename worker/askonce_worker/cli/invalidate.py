@@ -9,7 +9,6 @@ from pathlib import Path
 import typer
 
 from askonce_queue.job import MAX_TAG_CHARS, valid_name
-from askonce_queue.shards import shard_tags
 from askonce_worker.cache.invalidation import Invalidation, invalidate
 from askonce_worker.cli import loop
 from askonce_worker.cli.inputs import known_task
@@ -38,9 +37,7 @@ async def _run(options: Options, _signals: Signals) -> int:
     settings = load_settings(options.config)
     tags = _tags(options, settings)
     async with opened(settings) as store:
-        done = await invalidate(
-            store, shard_tags(settings.shards), tags, everything=options.everything
-        )
+        done = await invalidate(store, tags, everything=options.everything)
     _report("all answers" if options.everything else ", ".join(tags), settings, done)
     return loop.OK if done.complete else loop.PARTLY
 

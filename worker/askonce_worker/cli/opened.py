@@ -7,22 +7,21 @@ from contextlib import asynccontextmanager
 
 from redis.exceptions import RedisError
 
-from askonce_queue import names
+from askonce_queue.checks import recorded_shards
 from askonce_queue.errors import ConfigError, StoreUnavailable
-from askonce_queue.scripts import AsyncStore, send
-from askonce_queue.store import connect
+from askonce_queue.store import Store
 from askonce_worker.build import open_store
 from askonce_worker.config import Settings
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncGenerator[AsyncStore]:
+async def opened(settings: Settings) -> AsyncGenerator[Store]:
     """A client on the configured store.
 
     Raises `StoreUnavailable`, and `ConfigError` when it was set up with another number of shards.
     """
-    async with open_store(settings) as url:
-        store = connect(url, role="commands", max_connections=4)
+    async with open_store(settings) as config:
+        store = Store(config, max_connections=4)
         try:
             try:
                 recorded = await recorded_shards(store)
@@ -36,9 +35,3 @@ async def opened(settings: Settings) -> AsyncGenerator[AsyncStore]:
             yield store
         finally:
             await store.aclose()
-
-
-async def recorded_shards(store: AsyncStore) -> int | None:
-    """The number of shards the store was set up with; None: nobody has used it yet."""
-    recorded = await send(store, "HGET", names.META, "shards")
-    return None if recorded is None else int(recorded)

@@ -17,9 +17,8 @@ from rich.console import Console
 from askonce_queue.client import Client
 from askonce_queue.errors import ClientNameInUse
 from askonce_queue.ledger import NAME_TTL_MS, Limits
-from askonce_queue.scripts import AsyncStore
-from askonce_queue.shards import shard_tags
-from askonce_queue.store import connect
+from askonce_queue.store import Store
+from askonce_queue.store_config import StoreConfig
 from askonce_worker.build import build_tasks, open_models, open_store
 from askonce_worker.cli import loop, progress, summary
 from askonce_worker.cli.asking import Asking
@@ -92,13 +91,13 @@ async def _ask(
     options: Options, settings: Settings, source: Source, output: Output, signals: Signals
 ) -> Summary:
     async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(open_store(settings))
+        location = await stack.enter_async_context(open_store(settings))
         worker = None
         if options.worker:
-            worker = await stack.enter_async_context(_worker(settings, url, signals))
-        client = await _open_client(stack, settings, url, output.client_name)
+            worker = await stack.enter_async_context(_worker(settings, location, signals))
+        client = await _open_client(stack, settings, location, output.client_name)
         tally = Tally()
-        store = connect(url, role="commands", max_connections=1)
+        store = Store(location, max_connections=1)
         stack.push_async_callback(store.aclose)
         if worker is None:
             await _look_for_workers(store, settings)
@@ -116,7 +115,9 @@ async def _ask(
 
 
 @asynccontextmanager
-async def _worker(settings: Settings, url: str, signals: Signals) -> AsyncGenerator[Worker]:
+async def _worker(
+    settings: Settings, location: StoreConfig, signals: Signals
+) -> AsyncGenerator[Worker]:
     """A worker in this process and on this event loop."""
     cancel, drain_s = signals.stop, settings.worker.drain_s
 
@@ -129,25 +130,21 @@ async def _worker(settings: Settings, url: str, signals: Signals) -> AsyncGenera
         worker.stop()
 
     async with open_models(settings) as backends:
-        worker = Worker(
-            url, build_tasks(settings, backends), settings.worker, shards=settings.shards
-        )
+        worker = Worker(location, build_tasks(settings, backends), settings.worker)
         signals.stop, signals.hurry = stop, hurry
         async with worker.running():
             yield worker
 
 
 async def _open_client(
-    stack: AsyncExitStack, settings: Settings, url: str, name: str | None
+    stack: AsyncExitStack, settings: Settings, location: StoreConfig, name: str | None
 ) -> Client:
     """The client of this output; waits for the name if a killed run still holds it."""
     limits = Limits(max_backlog=settings.worker.max_backlog, max_unread=settings.worker.max_unread)
     give_up_at = anyio.current_time() + NAME_WAIT_S
     told = False
     while True:
-        client = Client(
-            url, name=name, pool=settings.worker.pool, shards=settings.shards, limits=limits
-        )
+        client = Client(location, name=name, pool=settings.worker.pool, limits=limits)
         try:
             return await stack.enter_async_context(client)
         except ClientNameInUse:
@@ -162,10 +159,10 @@ async def _open_client(
             await anyio.sleep(0.25)
 
 
-async def _look_for_workers(store: AsyncStore, settings: Settings) -> None:
+async def _look_for_workers(store: Store, settings: Settings) -> None:
     """Say so when nobody would answer."""
     pool = settings.worker.pool
-    fleet = await read_fleet(store, shard_tags(settings.shards), pool)
+    fleet = await read_fleet(store, pool)
     if not fleet.workers:
         say(f"no worker is alive in pool {pool!r}: waiting for one ('askonce worker')")
 

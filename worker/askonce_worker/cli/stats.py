@@ -12,7 +12,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from askonce_queue.shards import shard_tags
 from askonce_worker.cli import loop
 from askonce_worker.cli.loop import Signals
 from askonce_worker.cli.opened import opened
@@ -36,7 +35,7 @@ def main(options: Options) -> int:
 async def _run(options: Options, _signals: Signals) -> int:
     settings = load_settings(options.config)
     async with opened(settings) as store:
-        state = await read_fleet(store, shard_tags(settings.shards), settings.worker.pool)
+        state = await read_fleet(store, settings.worker.pool)
     if options.json:
         typer.echo(msgspec.json.format(msgspec.json.encode(state)))
         return loop.OK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import signal
 import sys
@@ -39,7 +40,7 @@ def main(options: Options) -> int:
 async def _run(options: Options, signals: Signals) -> int:
     settings = load_settings(options.config)
     style = options.log or settings.worker.log
-    log.configure(style)
+    log.configure(style, level=logging.getLevelNamesMapping()[settings.worker.log_level.upper()])
     if options.processes == 1:
         code = await _serve(options, settings, signals)
     else:
@@ -50,13 +51,11 @@ async def _run(options: Options, signals: Signals) -> int:
 async def _serve(options: Options, settings: Settings, signals: Signals) -> int:
     """Be the worker."""
     async with (
-        open_store(settings) as url,
+        open_store(settings) as location,
         open_models(settings) as backends,
         anyio.create_task_group() as tasks,
     ):
-        worker = Worker(
-            url, build_tasks(settings, backends), settings.worker, shards=settings.shards
-        )
+        worker = Worker(location, build_tasks(settings, backends), settings.worker)
         stopped = anyio.Event()
 
         def stop() -> None:

@@ -12,8 +12,8 @@ from collections import Counter
 import anyio
 from redis.exceptions import RedisError
 
-from askonce_queue import names
-from askonce_queue.scripts import AsyncStore
+from askonce_queue import queue_scripts
+from askonce_queue.store import Store
 
 FLUSH_EVERY_S = 1.0
 
@@ -38,7 +38,7 @@ class Counters:
             if counted == name
         )
 
-    async def flush_forever(self, store: AsyncStore, shard_tag: str) -> None:
+    async def flush_forever(self, store: Store, shard_tag: str) -> None:
         """Flush every second."""
         while True:
             await anyio.sleep(FLUSH_EVERY_S)
@@ -47,17 +47,15 @@ class Counters:
             except (RedisError, OSError):
                 continue  # counted again with the next flush; the other loops report the outage
 
-    async def flush(self, store: AsyncStore, shard_tag: str) -> None:
+    async def flush(self, store: Store, shard_tag: str) -> None:
         """Add the unflushed counts to the fleet's totals. Raises redis-py's errors."""
         batch, self._unflushed = self._unflushed, Counter()
         if not batch:
             return
         self.totals += batch
+        counts = {f"{task}|{name}": amount for (task, name), amount in batch.items()}
         try:
-            async with store.pipeline(transaction=True) as pipe:
-                for (task, name), amount in batch.items():
-                    pipe.hincrby(names.stats(shard_tag).decode(), f"{task}|{name}", amount)
-                await pipe.execute()
+            await store.run(queue_scripts.count(shard_tag, counts))
         except (RedisError, OSError):
             self.totals -= batch
             self._unflushed += batch

@@ -46,6 +46,25 @@ def configure(style: Style, *, level: int = logging.INFO) -> None:
     logging.basicConfig(handlers=[_ToStructlog()], level=max(level, logging.WARNING), force=True)
 
 
+def hand_to_standard_logging() -> None:
+    """Hand log events to the standard library's `logging`, unless structlog is configured.
+
+    For askonce as a library: what is logged is then the application's choice, as usual.
+    """
+    if structlog.is_configured():
+        return
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            _mask_secrets,
+            structlog.stdlib.render_to_log_kwargs,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+
+
 def without_password(url: str) -> str:
     """`url`, or a text with URLs in it, with passwords masked."""
     return _URL_PASSWORD.sub(rf"\g<before>{MASK}", url)

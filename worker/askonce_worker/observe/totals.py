@@ -5,16 +5,17 @@ Reads only. Totals are the counters that workers flush (see `counters.py`).
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from redis.exceptions import ResponseError
 
 from askonce_queue import names
+from askonce_queue.checks import parse_info
 from askonce_queue.queue_scripts import LANES, Lane
-from askonce_queue.scripts import AsyncStore, send
+from askonce_queue.store import Store
 
 HIT_SOURCES = ("memory", "store", "semantic", "coalesced", "stale")
 """Where an answer can come from without a model call of its own."""
@@ -73,21 +74,22 @@ class FleetState(msgspec.Struct, kw_only=True):
 Counts = Counter[tuple[str, str]]
 
 
-async def read_fleet(store: AsyncStore, shard_tags: Sequence[str], pool: str) -> FleetState:
+async def read_fleet(store: Store, pool: str) -> FleetState:
     """Read the state of one pool. Raises redis-py's errors."""
-    now_s, micros = await send(store, "TIME")
+    now_s, micros = await store.send(names.META, "TIME")
     now_ms = int(now_s) * 1000 + int(micros) // 1000
     counts: Counts = Counter()
     lanes = {lane: LaneState() for lane in LANES}
     workers: set[str] = set()
     dead_letters = 0
-    for tag in shard_tags:
+    for tag in store.tags:
         counts += await _counts(store, tag)
         workers |= await _alive(store, tag, pool, now_ms)
-        dead_letters += int(await send(store, "XLEN", names.dead(tag, pool)))
+        dead = names.dead(tag, pool)
+        dead_letters += int(await store.send(dead, "XLEN", dead))
         for lane, state in lanes.items():
             await _add_lane(store, Lane(tag, pool, lane), state, now_ms)
-    memory: dict[str, Any] = await store.info("memory")
+    servers = await _servers(store)
     return FleetState(
         pool=pool,
         workers=sorted(workers),
@@ -99,51 +101,64 @@ async def read_fleet(store: AsyncStore, shard_tags: Sequence[str], pool: str) ->
         jobs=_by_prefix(Counter({k: n for k, n in counts.items() if k[0] == WORKER}), "jobs_"),
         lanes=lanes,
         dead_letters=dead_letters,
-        answers=await _answers(store),
-        store_bytes=int(memory["used_memory"]),
-        store_max_bytes=int(memory["maxmemory"]),
+        answers=sum(map(_answers, servers)),
+        store_bytes=sum(int(server["used_memory"]) for server in servers),
+        store_max_bytes=sum(int(server["maxmemory"]) for server in servers),
     )
 
 
-async def _counts(store: AsyncStore, tag: str) -> Counts:
-    flat: Any = await send(store, "HGETALL", names.stats(tag))
+async def _counts(store: Store, tag: str) -> Counts:
+    key = names.stats(tag)
+    flat: list[bytes] = await store.send(key, "HGETALL", key)
     counts: Counts = Counter()
-    for field, amount in cast("dict[bytes, bytes]", flat).items():
+    for field, amount in zip(flat[::2], flat[1::2], strict=True):
         task, _, name = field.decode(errors="replace").rpartition("|")
         counts[task, name] += int(amount)
     return counts
 
 
-async def _alive(store: AsyncStore, tag: str, pool: str, now_ms: int) -> set[str]:
+async def _alive(store: Store, tag: str, pool: str, now_ms: int) -> set[str]:
     """The workers whose heartbeat on a shard is not over."""
-    beats: Any = await send(store, "HGETALL", names.beats(tag, pool))
+    key = names.beats(tag, pool)
+    beats: list[bytes] = await store.send(key, "HGETALL", key)
     return {
         consumer.decode(errors="replace")
-        for consumer, deadline in cast("dict[bytes, bytes]", beats).items()
+        for consumer, deadline in zip(beats[::2], beats[1::2], strict=True)
         if int(deadline) >= now_ms
     }
 
 
-async def _add_lane(store: AsyncStore, lane: Lane, state: LaneState, now_ms: int) -> None:
+async def _add_lane(store: Store, lane: Lane, state: LaneState, now_ms: int) -> None:
     """Add the jobs of one shard to a lane's state."""
-    if backlog := int(await send(store, "XLEN", lane.stream)):
+    stream = lane.stream
+    if backlog := int(await store.send(stream, "XLEN", stream)):
         state.backlog += backlog
-        first: Any = await send(store, "XRANGE", lane.stream, "-", "+", "COUNT", 1)
+        first: Any = await store.send(stream, "XRANGE", stream, "-", "+", "COUNT", 1)
         if first:
             enqueued_ms = int(bytes(first[0][0]).partition(b"-")[0])
             state.oldest_s = max(state.oldest_s, round((now_ms - enqueued_ms) / 1000, 1))
     try:
-        pending: Any = await send(store, "XPENDING", lane.stream, names.GROUP)
+        pending: Any = await store.send(stream, "XPENDING", stream, names.GROUP)
     except ResponseError:
         return  # no worker has ever served this lane
     state.pending += int(pending[0])
 
 
-async def _answers(store: AsyncStore) -> int:
-    """How many keys have a TTL in the database in use: only answers do."""
-    database = store.connection_pool.connection_kwargs.get("db", 0) or 0
-    keyspace: dict[str, Any] = await store.info("keyspace")
-    return int(keyspace.get(f"db{database}", {}).get("expires", 0))
+async def _servers(store: Store) -> list[dict[str, str]]:
+    """INFO of every primary. Raises redis-py's errors when one does not answer."""
+    found: list[dict[str, str]] = []
+    for reply in (await store.ask_servers("INFO")).values():
+        if isinstance(reply, Exception):
+            raise reply
+        found.append(parse_info(reply))
+    return found
+
+
+def _answers(info: dict[str, str]) -> int:
+    """How many keys have a TTL in the databases of a server: only answers do."""
+    keyspaces = [value for name, value in info.items() if re.fullmatch(r"db\d+", name)]
+    found = [re.search(r"expires=(\d+)", keyspace) for keyspace in keyspaces]
+    return sum(int(match[1]) for match in found if match)
 
 
 def _totals(counts: Counts) -> TaskTotals:

@@ -8,14 +8,13 @@ have been cut off just as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import anyio
 import structlog
 from redis.exceptions import RedisError
 
 from askonce_queue import queue_scripts
-from askonce_queue.scripts import AsyncStore, run_many
+from askonce_queue.store import Store
 from askonce_worker.clock import Clock
 
 log = structlog.get_logger("askonce.beat")
@@ -26,21 +25,19 @@ class Beat:
 
     def __init__(
         self,
-        store: AsyncStore,
-        shard_tags: Sequence[str],
+        store: Store,
         pool: str,
         consumer: str,
         clock: Clock,
         ttl_s: float,
     ) -> None:
         self._store = store
-        self._shard_tags = shard_tags
         self._pool = pool
         self._clock = clock
         self.consumer = consumer
         self.ttl_s = ttl_s
-        self._fresh_until = dict.fromkeys(shard_tags, -math.inf)
-        self._quiet_until = clock.monotonic() + ttl_s
+        self._fresh_until = dict.fromkeys(store.tags, -math.inf)
+        self._quiet_until = dict.fromkeys(store.tags, clock.monotonic() + ttl_s)
         self._beaten = anyio.Event()
 
     def fresh(self, shard_tag: str) -> bool:
@@ -52,37 +49,29 @@ class Beat:
         while not self.fresh(shard_tag):
             await self._beaten.wait()
 
-    @property
-    def may_reclaim(self) -> bool:
-        """Whether a heartbeat TTL has passed since the start and the last failure of the store."""
-        return self._clock.monotonic() >= self._quiet_until
+    def may_reclaim(self, shard_tag: str) -> bool:
+        """Whether a heartbeat TTL has passed since the start and the last failure of the shard."""
+        return self._clock.monotonic() >= self._quiet_until[shard_tag]
 
-    def note_failure(self) -> None:
-        """The store failed somebody here: give everyone time to beat again before reclaiming."""
-        self._quiet_until = self._clock.monotonic() + self.ttl_s
+    def note_failure(self, shard_tag: str) -> None:
+        """A shard failed somebody here: give everyone time to beat again before reclaiming."""
+        self._quiet_until[shard_tag] = self._clock.monotonic() + self.ttl_s
 
-    async def run(self) -> None:
-        """Beat every third of the TTL, for ever."""
+    async def run(self, shard_tag: str) -> None:
+        """Beat on a shard every third of the TTL, for ever."""
         while True:
             try:
-                await self.beat()
+                await self.beat(shard_tag)
             except (RedisError, OSError) as error:
-                self.note_failure()
-                log.warning("heartbeat failed", error=str(error))
+                self.note_failure(shard_tag)
+                log.warning("heartbeat failed", shard=shard_tag, error=str(error))
             await anyio.sleep(self.ttl_s / 3)
 
-    async def beat(self) -> None:
-        """Beat once on every shard. Raises redis-py's connection errors."""
+    async def beat(self, shard_tag: str) -> None:
+        """Beat once on a shard. Raises redis-py's errors."""
         sent_at = self._clock.monotonic()
         ttl_ms = int(self.ttl_s * 1000)
-        calls = [
-            queue_scripts.beat(tag, self._pool, self.consumer, ttl_ms) for tag in self._shard_tags
-        ]
-        for tag, result in zip(self._shard_tags, await run_many(self._store, calls), strict=True):
-            if isinstance(result, Exception):
-                self.note_failure()
-                log.warning("heartbeat failed on a shard", shard=tag, error=str(result))
-            else:
-                self._fresh_until[tag] = sent_at + self.ttl_s
+        await self._store.run(queue_scripts.beat(shard_tag, self._pool, self.consumer, ttl_ms))
+        self._fresh_until[shard_tag] = sent_at + self.ttl_s
         self._beaten.set()
         self._beaten = anyio.Event()

@@ -47,6 +47,10 @@ class Held:
         self._active[lane].difference_update(entry_ids)
         self._changed.set()
 
+    def look_again(self) -> None:
+        """Have everyone who waits for a condition look at it: something else has changed."""
+        self._changed.set()
+
     def has(self, lane: Lane, entry_id: bytes) -> bool:
         """Whether a delivery is in hand, under way or parked."""
         return entry_id in self._active[lane] or entry_id in self._parked[lane]
@@ -56,7 +60,7 @@ class Held:
         return list(self._active[lane])
 
     async def wait_until(self, condition: Callable[[Held], bool]) -> None:
-        """Wait until `condition` holds; it is looked at whenever something was settled."""
+        """Wait until `condition` holds; looked at when something was settled, and when told."""
         while not condition(self):
             if self._changed.is_set():
                 self._changed = anyio.Event()

@@ -18,7 +18,8 @@ from redis.exceptions import RedisError, ResponseError
 
 from askonce_queue import names
 from askonce_queue.queue_scripts import Lane, ensure_group
-from askonce_queue.scripts import CHUNK, AsyncStore, run, send
+from askonce_queue.scripts import CHUNK
+from askonce_queue.store import Store
 from askonce_worker.clock import Clock
 from askonce_worker.pool.beat import Beat
 from askonce_worker.pool.decode import Decoder, Entry
@@ -40,8 +41,8 @@ class Intake:
 
     def __init__(
         self,
-        store: AsyncStore,
-        commands: AsyncStore,
+        store: Store,
+        commands: Store,
         lanes: Sequence[Lane],
         *,
         beat: Beat,
@@ -67,7 +68,8 @@ class Intake:
         self._batch = batch
         self._turns = itertools.cycle(self._lanes)
         self._full = False
-        self._recover = False
+        self._recover = True
+        """At first too: the group must exist."""
         self._strays_due = clock.monotonic() + STRAY_CHECK_S
         self._rng = random.Random()
 
@@ -84,7 +86,7 @@ class Intake:
                 failures = 0
             except (RedisError, OSError) as error:
                 self._recover = True
-                self._beat.note_failure()
+                self._beat.note_failure(self._shard_tag)
                 failures += 1
                 log.warning("fetch failed", shard=self._shard_tag, error=str(error))
             finally:
@@ -104,7 +106,7 @@ class Intake:
         try:
             if self._recover:
                 for lane in self._lanes.values():
-                    await run(self._commands, ensure_group(lane))
+                    await self._commands.run(ensure_group(lane))
                     await self._take_strays(lane, idle_ms=0)
                 self._recover = False
             elif self._clock.monotonic() >= self._strays_due:
@@ -116,7 +118,7 @@ class Intake:
             if not str(error).startswith("NOGROUP"):
                 raise
             for lane in self._lanes.values():
-                await run(self._commands, ensure_group(lane))
+                await self._commands.run(ensure_group(lane))
             return
         for stream, entries in fetched:
             self.accept(self._lanes[stream], entries)
@@ -128,8 +130,8 @@ class Intake:
         if count == 0:
             streams = [next(self._turns)]
             count = 1
-        fetched: list[tuple[bytes, list[Entry]]] | None = await send(
-            self._store,
+        fetched: list[tuple[bytes, list[Entry]]] | None = await self._store.send(
+            streams[0],
             *("XREADGROUP", "GROUP", names.GROUP, self._beat.consumer),
             *("COUNT", count, "BLOCK", BLOCK_MS, "STREAMS"),
             *streams,
@@ -150,8 +152,8 @@ class Intake:
         """Take up deliveries that the server gave us and that never reached us."""
         start: bytes = b"-"
         while True:
-            pending: list[list[Any]] = await send(
-                self._commands,
+            pending: list[list[Any]] = await self._commands.send(
+                lane.stream,
                 *("XPENDING", lane.stream, names.GROUP),
                 *("IDLE", idle_ms, start, "+", CHUNK, self._beat.consumer),
             )
@@ -160,8 +162,8 @@ class Intake:
                 log.warning("strays taken up", lane=lane.lane, entries=len(strays))
             for entry_id, _, _, deliveries in strays:
                 # RETRYCOUNT: taking up one's own delivery is not another delivery.
-                claimed: list[Entry] = await send(
-                    self._commands,
+                claimed: list[Entry] = await self._commands.send(
+                    lane.stream,
                     *("XCLAIM", lane.stream, names.GROUP, self._beat.consumer, 0, entry_id),
                     *("RETRYCOUNT", deliveries),
                 )

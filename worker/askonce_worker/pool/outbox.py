@@ -1,4 +1,4 @@
-"""The outbox: replies are settled in groups, one atomic script a lane and group.
+"""The outbox of a shard: replies are settled in groups, one atomic script a lane and group.
 
 Group commit: while one write is under way, what arrives is gathered for the next. A reply stays
 here, and its delivery stays held, until the store has confirmed the settle; settling twice is
@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 import anyio
 import structlog
-from redis.exceptions import RedisError
 
 from askonce_queue import queue_scripts
 from askonce_queue.queue_scripts import Lane, SettleGroup
 from askonce_queue.reply import ErrorInfo, WireReply, encode_replies
-from askonce_queue.scripts import CHUNK, AsyncStore, Call, run_many
+from askonce_queue.scripts import CHUNK, Call
+from askonce_queue.store import Store
 from askonce_worker.clock import Clock
 from askonce_worker.observe.counters import Counters
 from askonce_worker.pool.decode import Bad
@@ -38,10 +38,10 @@ log = structlog.get_logger("askonce.outbox")
 
 
 class Outbox:
-    """Settles deliveries of all lanes."""
+    """Settles the deliveries of one shard."""
 
     def __init__(
-        self, store: AsyncStore, held: Held, clock: Clock, counters: Counters, max_dead: int
+        self, store: Store, held: Held, clock: Clock, counters: Counters, max_dead: int
     ) -> None:
         self._store = store
         self._held = held
@@ -50,7 +50,7 @@ class Outbox:
         self._max_dead = max_dead
         self._waiting: list[Settled] = []
         self._bad: list[tuple[Lane, Bad]] = []
-        self._writing = False
+        self._writing = 0
         self._bell = anyio.Event()
         self._emptied = anyio.Event()
         self._rng = random.Random()
@@ -58,7 +58,12 @@ class Outbox:
     @property
     def empty(self) -> bool:
         """Whether nothing waits and no write is under way."""
-        return not (self._waiting or self._bad or self._writing)
+        return self.size == 0
+
+    @property
+    def size(self) -> int:
+        """Deliveries that are answered and not yet settled."""
+        return len(self._waiting) + len(self._bad) + self._writing
 
     def put(self, delivery: Delivery, reply: WireReply) -> None:
         """Take the one reply of a delivery."""
@@ -76,9 +81,7 @@ class Outbox:
             if self.empty:
                 self._bell = anyio.Event()
                 await self._bell.wait()
-            self._writing = True
             await self._flush()
-            self._writing = False
             if self.empty:
                 self._emptied.set()
 
@@ -93,6 +96,7 @@ class Outbox:
         most = CHUNK * MOST_CALLS
         batch, self._waiting = self._waiting[:most], self._waiting[most:]
         bad, self._bad = self._bad[:most], self._bad[most:]
+        self._writing = len(batch) + len(bad)
         if batch:
             await self._settle(batch)
         for lane, one in bad:
@@ -110,6 +114,7 @@ class Outbox:
                 calls.append(queue_scripts.settle(lane, _groups(part, int(now_ms))))
         results = await self._until_done(calls)
         for part, counted in zip(parts, results, strict=True):
+            self._writing -= len(part)
             self._held.remove(part[0][0].lane, [delivery.entry_id for delivery, _ in part])
             lost = len(part) - int(counted)
             if lost:
@@ -132,6 +137,7 @@ class Outbox:
             fields=bad.fields[:MOST_DEAD_FIELDS],
         )
         ((counted, dropped),) = await self._until_done([call])
+        self._writing -= 1
         self._held.remove(lane, [envelope.entry_id])
         log.warning("job buried", job=envelope.job_id, code=bad.code, error=bad.message)
         if counted:
@@ -149,11 +155,8 @@ class Outbox:
         left = list(range(len(calls)))
         delay_s = RETRY_S[0]
         while True:
-            answers: list[Any]
-            try:
-                answers = await run_many(self._store, [calls[i] for i in left])
-            except (RedisError, OSError) as error:
-                answers = [error] * len(left)
+            self._held.look_again()  # what is in here is answered
+            answers = await self._store.run_many([calls[i] for i in left])
             failed: list[int] = []
             for i, answer in zip(left, answers, strict=True):
                 if isinstance(answer, Exception):

@@ -10,7 +10,7 @@ worker with 2,000 cold jobs in hand that is 2,000 model calls one after the othe
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import anyio
@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from askonce_queue import names, queue_scripts
 from askonce_queue.envelope import read_envelope
 from askonce_queue.queue_scripts import Lane
-from askonce_queue.scripts import AsyncStore, run
+from askonce_queue.store import Store
 from askonce_worker.observe.counters import Counters
 from askonce_worker.pool.beat import Beat
 from askonce_worker.pool.decode import Bad, Entry
@@ -31,6 +31,7 @@ from askonce_worker.pool.outbox import Outbox
 
 MOST = 256
 """Most deliveries taken a lane and round."""
+LOOK_EVERY_S = 1.0
 GROUPS = {1: 64, 2: 8}
 """How many suspects are retried together, by deliveries so far; after more deliveries, alone."""
 
@@ -43,19 +44,19 @@ class _Suspect(NamedTuple):
 
 
 class Reclaim:
-    """Takes over deliveries for one worker. `intakes` maps shard tags to their intake."""
+    """Takes over deliveries for one worker. `intakes` and `outboxes` are by shard tag."""
 
     def __init__(
         self,
-        store: AsyncStore,
+        store: Store,
         lanes: Sequence[Lane],
         *,
         beat: Beat,
         gate: Gate,
         held: Held,
-        outbox: Outbox,
+        outboxes: Mapping[str, Outbox],
         counters: Counters,
-        intakes: dict[str, Intake],
+        intakes: Mapping[str, Intake],
         poison_limit: int,
     ) -> None:
         self._store = store
@@ -63,7 +64,7 @@ class Reclaim:
         self._beat = beat
         self._gate = gate
         self._held = held
-        self._outbox = outbox
+        self._outboxes = outboxes
         self._counters = counters
         self._intakes = intakes
         self._poison_limit = poison_limit
@@ -77,31 +78,29 @@ class Reclaim:
             await anyio.sleep(pause_s)
             if self._gate.stopping:
                 return  # or it would take back what it hands to others
-            if not self._beat.may_reclaim:
-                continue
-            try:
-                more = await self.once()
-                pause_s = 0.0 if more else self._beat.ttl_s / 2
-            except (RedisError, OSError) as error:
-                self._beat.note_failure()
-                log.warning("reclaim failed", error=str(error))
+            more = await self.once()
+            pause_s = 0.0 if more else self._beat.ttl_s / 2
 
     async def once(self) -> bool:
-        """Take over what can be taken now; whether there may be more.
-
-        Raises redis-py's errors; nothing taken is forgotten.
-        """
+        """Take over what can be taken now; whether there may be more. Nothing is forgotten."""
         taken = 0
         if not any(self._suspects.values()) and self._held.room:
             for lane in self._lanes:
-                taken = max(taken, await self._take(lane))
-        if any(self._suspects.values()):
+                if self._beat.may_reclaim(lane.tag):
+                    taken = max(taken, await self._take(lane))
+        # A delivery that waits for a dead shard would be waited for, and all fetching with it.
+        if any(self._suspects.values()) and not self._store.down():
             await self._retry()
         return taken >= MOST
 
     async def _take(self, lane: Lane) -> int:
         most = max(1, min(MOST, self._held.room))
-        taken = await run(self._store, queue_scripts.claim(lane, self._beat.consumer, most))
+        try:
+            taken = await self._store.run(queue_scripts.claim(lane, self._beat.consumer, most))
+        except (RedisError, OSError) as error:
+            self._beat.note_failure(lane.tag)
+            log.warning("reclaim failed", shard=lane.tag, error=str(error))
+            return 0
         if not taken:
             return 0
         returned: list[Entry] = []
@@ -122,15 +121,36 @@ class Reclaim:
         """Retry suspects with nothing else under way, the largest groups first."""
         await self._gate.pause()
         try:
-            await self._held.wait_until(lambda held: not len(held))
             for size, waiting in sorted(self._suspects.items(), reverse=True):
                 while waiting and not self._gate.stopping:
+                    if not await self._is_quiet():
+                        return  # they wait for the next round
                     group = [waiting[i] for i in range(min(size, len(waiting)))]
                     await self._retry_together(group, alone=size == 1)
                     for _ in group:
                         waiting.popleft()
+        except (RedisError, OSError) as error:
+            log.warning("suspects could not be retried, will be repeated", error=str(error))
         finally:
             self._gate.resume()
+
+    async def _is_quiet(self) -> bool:
+        """Wait a while until all that is held is answered, and nothing is under way."""
+        with anyio.move_on_after(self._beat.ttl_s):
+            await self._held.wait_until(self._all_answered)
+        return self._all_answered(self._held)
+
+    async def _until_answered(self) -> bool:
+        """Wait for what is under way; False when a shard went down, on which it may wait long."""
+        while not self._all_answered(self._held):
+            if self._store.down():
+                return False
+            with anyio.move_on_after(LOOK_EVERY_S):
+                await self._held.wait_until(self._all_answered)
+        return True
+
+    def _all_answered(self, held: Held) -> bool:
+        return len(held) <= sum(outbox.size for outbox in self._outboxes.values())
 
     async def _retry_together(self, group: Sequence[_Suspect], *, alone: bool) -> None:
         for lane, entry in group:
@@ -138,16 +158,15 @@ class Reclaim:
                 message = f"every worker that tried it alone died ({self._poison_limit} times)"
                 bad = Bad(read_envelope(*entry), entry[1] or [], "poison", message)
                 self._held.add(lane, [entry[0]])
-                self._outbox.bury(lane, bad)
+                self._outboxes[lane.tag].bury(lane, bad)
             else:
                 self._intakes[lane.tag].accept(lane, [entry])
-        await self._held.wait_until(lambda held: not len(held))
-        if alone:
+        if await self._until_answered() and alone:
             for lane, entry in group:
-                field = queue_scripts.solo_field(lane, entry[0])
-                await self._store.hdel(names.solo(lane.tag, lane.pool).decode(), field)
+                key = names.solo(lane.tag, lane.pool)
+                await self._store.send(key, "HDEL", key, queue_scripts.solo_field(lane, entry[0]))
 
     async def _is_poison(self, lane: Lane, entry_id: bytes) -> bool:
         call = queue_scripts.count_solo(lane, entry_id, self._beat.consumer)
-        before = await run(self._store, call)
+        before = await self._store.run(call)
         return int(before) >= self._poison_limit

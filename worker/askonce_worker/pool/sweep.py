@@ -17,7 +17,8 @@ from redis.exceptions import RedisError
 
 from askonce_queue import answer_scripts, names, queue_scripts
 from askonce_queue.queue_scripts import Lane
-from askonce_queue.scripts import AsyncStore, Call, run, send
+from askonce_queue.scripts import Call
+from askonce_queue.store import Store
 
 COUNT = 500
 LEASE_GRACE_MS = 60_000
@@ -31,7 +32,7 @@ class Sweep:
 
     def __init__(
         self,
-        store: AsyncStore,
+        store: Store,
         lanes: Sequence[Lane],
         *,
         every_s: float,
@@ -61,7 +62,7 @@ class Sweep:
         removed = 0
         for tag, lanes in self._by_shard.items():
             for kind, call in self._calls(tag, lanes):
-                cursor, dropped = await run(self._store, call)
+                cursor, dropped = await self._store.run(call)
                 self._cursors[tag, kind] = int(cursor)
                 removed += int(dropped)
             removed += await self._dead_consumers(lanes)
@@ -115,13 +116,12 @@ class Sweep:
     async def _dead_consumers(self, lanes: Sequence[Lane]) -> int:
         """Remove consumers whose heartbeat is over and that hold nothing."""
         removed = 0
-        beating: list[bytes] = await send(
-            self._store, "HKEYS", names.beats(lanes[0].tag, lanes[0].pool)
-        )
+        beats = names.beats(lanes[0].tag, lanes[0].pool)
+        beating: list[bytes] = await self._store.send(beats, "HKEYS", beats)
         known = dict.fromkeys(beating, 0)
         for lane in lanes:
-            rows: list[Any] = await send(
-                self._store, "XINFO", "CONSUMERS", lane.stream, names.GROUP
+            rows: list[Any] = await self._store.send(
+                lane.stream, "XINFO", "CONSUMERS", lane.stream, names.GROUP
             )
             for row in rows:
                 fields = dict(zip(row[::2], row[1::2], strict=True))
@@ -130,6 +130,6 @@ class Sweep:
         for name, pending in known.items():
             if pending == 0 and name != names.RETURNED:
                 removed += int(
-                    await run(self._store, queue_scripts.leave(lanes, name, only_if_dead=True))
+                    await self._store.run(queue_scripts.leave(lanes, name, only_if_dead=True))
                 )
         return removed

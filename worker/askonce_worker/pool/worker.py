@@ -21,10 +21,11 @@ from anyio.abc import TaskGroup
 from redis.exceptions import RedisError
 
 from askonce_queue import queue_scripts
+from askonce_queue.checks import check_shards, check_store
 from askonce_queue.queue_scripts import LANES, Lane
-from askonce_queue.scripts import CHUNK, AsyncStore, run
-from askonce_queue.shards import shard_tags
-from askonce_queue.store import check_shards, check_store, connect
+from askonce_queue.scripts import CHUNK
+from askonce_queue.store import Store
+from askonce_queue.store_config import StoreConfig
 from askonce_worker.clock import Clock, SystemClock
 from askonce_worker.config import WorkerConfig
 from askonce_worker.observe.counters import Counters
@@ -56,7 +57,7 @@ class Worker:
 
     def __init__(
         self,
-        url: str,
+        store: str | StoreConfig,
         tasks: Mapping[str, Task],
         config: WorkerConfig,
         *,
@@ -69,20 +70,22 @@ class Worker:
         self.counters = Counters()
         self._clock = clock or SystemClock()
         self._rng = rng or random.Random()
-        self._shards = shards
-        self._tags = shard_tags(shards)
-        self.lanes = [Lane(tag, config.pool, lane) for tag in self._tags for lane in LANES]
-        self._commands = connect(url, role="commands")
-        self._blocking = connect(
-            url, role="blocking", block_s=BLOCK_MS / 1000, max_connections=shards + 1
+        self._commands = Store(store, shards=shards)
+        self._tags = self._commands.tags
+        self._blocking = Store(
+            store,
+            shards=shards,
+            role="blocking",
+            block_s=BLOCK_MS / 1000,
+            max_connections=len(self._tags) + 1,
         )
+        self.lanes = [Lane(tag, config.pool, lane) for tag in self._tags for lane in LANES]
         self._gate = Gate()
         self._held = Held(config.max_held)
         self._hurry = anyio.Event()
         self._stop = anyio.Event()
         self.resolver = Resolver(
             self._commands,
-            self._tags,
             memory_bytes=int(config.memory_bytes),
             lease_ttl_s=config.lease_ttl_s,
             lease_renew_s=config.lease_renew_s,
@@ -91,18 +94,18 @@ class Worker:
             clock=self._clock,
             rng=self._rng,
         )
-        self._outbox = Outbox(
-            self._commands, self._held, self._clock, self.counters, config.max_dead
-        )
+        self._outboxes = {
+            tag: Outbox(self._commands, self._held, self._clock, self.counters, config.max_dead)
+            for tag in self._tags
+        }
         self._beat = Beat(
             self._commands,
-            self._tags,
             config.pool,
             self.consumer,
             self._clock,
             config.heartbeat_ttl_s,
         )
-        self._decoder = Decoder(tasks, self._outbox)
+        self._task_table = tasks
 
     def stop(self) -> None:
         """Drain; called again: without the grace period."""
@@ -126,12 +129,12 @@ class Worker:
         """Serve for the length of a block; drain at its end."""
         try:
             await check_store(self._commands)
-            await check_shards(self._commands, self._shards)
-            for lane in self.lanes:
-                await run(self._commands, queue_scripts.ensure_group(lane))
+            await check_shards(self._commands)
+            # A shard that is down gets its groups from its intake, when it is back.
+            await self._commands.run_many(list(map(queue_scripts.ensure_group, self.lanes)))
             async with self.resolver.running(), anyio.create_task_group() as tasks:
                 intakes = self._start(tasks)
-                log.info("worker started", consumer=self.consumer, shards=self._shards)
+                log.info("worker started", consumer=self.consumer, shards=len(self._tags))
                 try:
                     yield self
                 finally:
@@ -145,8 +148,9 @@ class Worker:
         log.info("worker stopped", consumer=self.consumer)
 
     def _start(self, tasks: TaskGroup) -> TaskGroup:
-        tasks.start_soon(self._outbox.run)
-        tasks.start_soon(self._beat.run)
+        for tag in self._tags:
+            tasks.start_soon(self._outboxes[tag].run)
+            tasks.start_soon(self._beat.run, tag)
         intakes = {tag: self._intake(tag) for tag in self._tags}
         for intake in intakes.values():
             tasks.start_soon(intake.run)
@@ -156,7 +160,7 @@ class Worker:
             beat=self._beat,
             gate=self._gate,
             held=self._held,
-            outbox=self._outbox,
+            outboxes=self._outboxes,
             counters=self.counters,
             intakes=intakes,
             poison_limit=self.config.poison_limit,
@@ -181,9 +185,9 @@ class Worker:
             beat=self._beat,
             gate=self._gate,
             held=self._held,
-            decoder=self._decoder,
+            decoder=Decoder(self._task_table, self._outboxes[tag]),
             resolve=self.resolver.resolve,
-            outbox=self._outbox,
+            outbox=self._outboxes[tag],
             clock=self._clock,
             batch=self.config.batch,
         )
@@ -206,7 +210,8 @@ class Worker:
             await self._finished_or_hurried()
         returned = await self._give_back()
         with anyio.move_on_after(FLUSH_LIMIT_S):
-            await self._outbox.wait_empty()
+            for outbox in self._outboxes.values():
+                await outbox.wait_empty()
         tasks.cancel_scope.cancel()
         await self._leave()
         log.info("drained", returned=returned)
@@ -231,7 +236,7 @@ class Worker:
                 part = entries[start : start + CHUNK]
                 try:
                     call = queue_scripts.give_back(lane, self.consumer, part)
-                    returned += int(await run(self._commands, call))
+                    returned += int(await self._commands.run(call))
                 except (RedisError, OSError) as error:
                     # Reclaim finds them; asking again for every part would only hold up the exit.
                     log.warning("could not hand jobs back", jobs=len(entries), error=str(error))
@@ -241,21 +246,26 @@ class Worker:
         return returned
 
     async def _leave(self) -> None:
+        calls = [
+            queue_scripts.leave(
+                [lane for lane in self.lanes if lane.tag == tag], self.consumer, only_if_dead=False
+            )
+            for tag in self._tags
+        ]
+        for result in await self._commands.run_many(calls):
+            if isinstance(result, Exception):
+                log.warning("the consumer could not be removed: a sweep will", error=str(result))
         try:
             await self.counters.flush(self._commands, self._tags[0])
-            for tag in self._tags:
-                lanes = [lane for lane in self.lanes if lane.tag == tag]
-                await run(
-                    self._commands,
-                    queue_scripts.leave(lanes, self.consumer, only_if_dead=False),
-                )
         except (RedisError, OSError) as error:
-            log.warning("the consumer could not be removed: a sweep will", error=str(error))
+            log.warning("the last counts are lost", error=str(error))
 
 
-async def _backlog(store: AsyncStore, lanes: list[Lane]) -> int:
-    """How many jobs are unsettled."""
-    async with store.pipeline(transaction=False) as pipe:
-        for lane in lanes:
-            pipe.execute_command("XLEN", lane.stream)
-        return sum(map(int, await pipe.execute()))
+async def _backlog(store: Store, lanes: list[Lane]) -> int:
+    """How many jobs are unsettled. Raises redis-py's errors."""
+    backlog = 0
+    for result in await store.send_many([(ln.stream, ("XLEN", ln.stream)) for ln in lanes]):
+        if isinstance(result, Exception):
+            raise result
+        backlog += int(result)
+    return backlog

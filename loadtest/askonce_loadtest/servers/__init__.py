@@ -1,0 +1,1 @@
+"""Real server topologies on loopback, for tests and chaos: one node, a cluster, sentinels, TLS."""

@@ -1,0 +1,40 @@
+"""Waiting until a write survives its server: WAIT for replicas, WAITAOF for disks.
+
+Both speak of what their own connection wrote before them, so they go in the same pipeline.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from askonce_queue.scripts import Plain
+from askonce_queue.store_config import StoreConfig
+
+
+class NotConfirmed(RedisError):
+    """A write was executed, but might not survive a failover. Repeating it is harmless."""
+
+
+def confirmation(config: StoreConfig, replicas: int) -> Plain | None:
+    """The command that waits for `replicas`, and for disks if configured; None: no need."""
+    timeout_ms = int(config.wait_timeout_s * 1000)
+    if config.wait_fsync:
+        return Plain(("WAITAOF", 1, replicas, timeout_ms))
+    return Plain(("WAIT", replicas, timeout_ms)) if replicas else None
+
+
+def unconfirmed(reply: Any, config: StoreConfig, replicas: int) -> str:
+    """What is wrong with the reply to `confirmation`; '' if nothing is."""
+    if isinstance(reply, Exception):
+        return f"whether replicas have it is unknown: {reply}"
+    within = f"within {config.wait_timeout_s:g} s"
+    if not config.wait_fsync:
+        if int(reply) >= replicas:
+            return ""
+        return f"{int(reply)} of {replicas} replicas confirmed {within}"
+    local, others = int(reply[0]), int(reply[1])
+    if local < 1:
+        return f"the primary's disk did not confirm {within}"
+    return "" if others >= replicas else f"{others} of {replicas} replicas confirmed {within}"

@@ -1,0 +1,234 @@
+"""The reference model of an answer shard: what the answer scripts promise, in the fewest words.
+
+It knows no stamps. An answer is good as long as nothing has happened to its tags, or to the asker's,
+since the right to compute it was given; so the model keeps a list of what happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from askonce_queue.answer_scripts import Fill, Release
+from tests.support.virtual_scripts import Told
+
+
+class Happened(NamedTuple):
+    """An invalidation, or a loss of the shard's stamps (which is one of everything)."""
+
+    everything: bool
+    tags: frozenset[str]
+
+
+class Lease(NamedTuple):
+    """The right to compute an answer. `moment`: how much had happened when it was given."""
+
+    token: bytes
+    deadline_ms: float
+    moment: int
+    attempt: int
+
+
+class Kept(NamedTuple):
+    """An answer in the store."""
+
+    body: bytes
+    moment: int
+    tags: frozenset[str]
+    fresh_until_ms: float
+    over_ms: float
+
+
+class Tries(NamedTuple):
+    """What outlives a lease: attempts (`A`), a rejection (`R`), or that it cannot be kept (`U`)."""
+
+    kind: str
+    attempt: int
+    until_ms: float
+    error: bytes = b""
+
+
+def tag_set(text: str) -> frozenset[str]:
+    """Tags as the scripts take them: joined by line breaks."""
+    return frozenset(text.split("\n")) if text else frozenset()
+
+
+class AnswerModel:
+    """One shard. Every script is a method that does and returns what the script does and returns."""
+
+    def __init__(self, now_ms: float) -> None:
+        self.now_ms = now_ms
+        self.happened: list[Happened] = []
+        self.has_stamps = False
+        self.answers: dict[bytes, Kept] = {}
+        self.leases: dict[bytes, Lease] = {}
+        self.tries: dict[bytes, Tries] = {}
+
+    @property
+    def moment(self) -> int:
+        """Now, counted in what has happened."""
+        return len(self.happened)
+
+    def good(self, since: int, tags: Collection[str], until: int | None = None) -> bool:
+        """Whether nothing has happened to any of `tags` from one moment to another (now)."""
+        return not any(
+            everything or hit.intersection(tags) for everything, hit in self.happened[since:until]
+        )
+
+    # What the scripts do
+
+    def look_up(
+        self,
+        token: bytes,
+        lease_ms: float,
+        most: int,
+        asked: Sequence[tuple[bytes, str]],
+    ) -> list[Told]:
+        """`asked`: pairs of a digest and the asker's tags."""
+        self.has_stamps = True
+        new: set[bytes] = set()
+        results: list[Told] = []
+        for digest, tags in asked:
+            may_lease = len(new) < most
+            told = self._look_up(digest, token, tag_set(tags), digest in new, may_lease)
+            if told.kind in "LS" and not self._is_holder(digest, token):
+                lease = Lease(token, self.now_ms + lease_ms, self.moment, told.attempt)
+                self.leases[digest] = lease
+                new.add(digest)
+            results.append(told)
+        return results
+
+    def _look_up(
+        self, digest: bytes, token: bytes, asker: frozenset[str], here: bool, may_lease: bool
+    ) -> Told:
+        stale: Told | None = None
+        kept = self.answers.get(digest)
+        if kept and self.now_ms < kept.over_ms and self.good(kept.moment, kept.tags | asker):
+            if self.now_ms < kept.fresh_until_ms:
+                return Told("+", entry=kept.body)
+            stale = Told("+", entry=kept.body)
+        told = self._lead(digest, token, asker, here, may_lease)
+        if stale is None:
+            return told
+        if told.kind == "L":
+            return Told("S", attempt=told.attempt, entry=stale.entry)
+        return stale
+
+    def _lead(
+        self, digest: bytes, token: bytes, asker: frozenset[str], here: bool, may_lease: bool
+    ) -> Told:
+        """Who computes it: we (`L`), another (`B`), nobody (`F`), or nobody is to (`R`, `U`)."""
+        lease = self.leases.get(digest)
+        if here:
+            busy, attempt, from_dead = True, 1, False
+        elif lease and lease.token == token:
+            return Told("L", attempt=lease.attempt)
+        else:
+            from_dead = lease is not None and lease.deadline_ms < self.now_ms
+            attempt = min(lease.attempt + 1, 255) if lease and from_dead else 1
+            busy = lease is not None and not from_dead and self.good(lease.moment, asker)
+        tries = self.tries.get(digest)
+        if tries and tries.until_ms >= self.now_ms:
+            if tries.kind != "A":
+                return Told(tries.kind, error=tries.error)
+            attempt = max(attempt, tries.attempt + 1)
+        if busy:
+            return Told("B", token=token if here or lease is None else lease.token)
+        if not may_lease:
+            return Told("F")
+        return Told("L", attempt=attempt, taken_over=from_dead)
+
+    def take_over(
+        self, token: bytes, lease_ms: float, seen: Sequence[tuple[bytes, bytes]]
+    ) -> list[int]:
+        """The number of the attempt that is ours, or 0 when the lease has moved on."""
+        attempts: list[int] = []
+        for digest, leader in seen:
+            lease = self.leases.get(digest)
+            if lease is None or not self.has_stamps or lease.token not in (leader, token):
+                attempts.append(0)
+                continue
+            if lease.token == leader != token:
+                attempt = min(lease.attempt + 1, 255)
+                lease = Lease(token, self.now_ms + lease_ms, self.moment, attempt)
+                self.leases[digest] = lease
+            attempts.append(lease.attempt)
+        return attempts
+
+    def renew(self, lease_ms: float, held: Sequence[tuple[bytes, bytes]]) -> str:
+        letters = ""
+        for digest, token in held:
+            mine = self._is_holder(digest, token)
+            if mine:
+                deadline_ms = self.now_ms + lease_ms
+                self.leases[digest] = self.leases[digest]._replace(deadline_ms=deadline_ms)
+            letters += "r" if mine else "l"
+        return letters
+
+    def fill(self, fills: Sequence[Fill]) -> str:
+        letters = ""
+        for one in fills:
+            if not self.has_stamps or not self._is_holder(one.digest, one.token):
+                letters += "x"
+                continue
+            lease = self.leases.pop(one.digest)
+            self.tries.pop(one.digest, None)
+            tags = tag_set(one.tags)
+            good = self.good(lease.moment, tags)
+            if good:
+                now = self.now_ms
+                self.answers[one.digest] = Kept(
+                    one.body, lease.moment, tags, now + one.fresh_ms, now + one.keep_ms
+                )
+            letters += "f" if good else "i"
+        return letters
+
+    def release(self, releases: Sequence[Release]) -> str:
+        letters = ""
+        for one in releases:
+            mine = self._is_holder(one.digest, one.token)
+            if mine:
+                del self.leases[one.digest]
+                if one.kind:
+                    until_ms = self.now_ms + one.remember_ms
+                    self.tries[one.digest] = Tries(one.kind, 0, until_ms, one.error)
+            letters += "o" if mine else "x"
+        return letters
+
+    def note_attempt(self, digest: bytes, token: bytes, attempt: int, remember_ms: float) -> int:
+        if not self._is_holder(digest, token):
+            return 0
+        lease = self.leases[digest]
+        if lease.attempt <= attempt:
+            self.tries[digest] = Tries("A", attempt, self.now_ms + remember_ms)
+            lease = lease._replace(attempt=min(attempt + 1, 255))
+            self.leases[digest] = lease
+        return lease.attempt
+
+    def invalidate(self, tags: Sequence[str], *, everything: bool) -> None:
+        # Without stamps nobody knows what happened before.
+        self.happened.append(Happened(everything or not self.has_stamps, frozenset(tags)))
+        self.has_stamps = True
+
+    def sweep_leases(self, grace_ms: float) -> int:
+        over = [d for d, one in self.leases.items() if one.deadline_ms + grace_ms < self.now_ms]
+        for digest in over:
+            del self.leases[digest]
+        return len(over)
+
+    def sweep_tries(self, grace_ms: float) -> int:
+        over = [d for d, one in self.tries.items() if one.until_ms + grace_ms < self.now_ms]
+        for digest in over:
+            del self.tries[digest]
+        return len(over)
+
+    # What happens to the shard
+
+    def lose_stamps(self) -> None:
+        """Nobody knows any more what was invalidated: everything may have been."""
+        self.happened.append(Happened(everything=True, tags=frozenset()))
+        self.has_stamps = False
+
+    def _is_holder(self, digest: bytes, token: bytes) -> bool:
+        lease = self.leases.get(digest)
+        return lease is not None and lease.token == token

@@ -1,0 +1,362 @@
+"""Answer shards against their model: invariants 2, 3 and 9, whatever happens in whatever order.
+
+Workers look up, lease, take over, renew, fill, give up, and die with what they know; zombies act on
+rights they lost long ago; replies are lost, requests arrive twice or late; tags are invalidated,
+leases expire, the shard loses its answers, its leases, its stamps, or all of it.
+"""
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import pytest
+import redis
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from askonce_queue import answer_scripts, names
+from askonce_queue.answer_scripts import Fill, Release
+from askonce_queue.connections import connect_sync
+from tests.model.effort import TIMEOUT, effort
+from tests.model.model_answers import AnswerModel, Lease, Tries, tag_set
+from tests.model.watchers import Watcher
+from tests.model.wire import FATES, Fate, Wire
+from tests.support.virtual_scripts import HEADER, LEASE, TAG, TRIES, Told, VirtualShard, read_result
+
+pytestmark = TIMEOUT
+
+KEYS = tuple(bytes([letter]) * 32 for letter in b"xyz")
+TAG_TEXTS = ("", "a", "b", "a\nb")
+LEASE_MS = 10_000
+GRACE_MS = 60_000
+PAUSES_MS = (0, 1, 500, LEASE_MS, LEASE_MS + 1, GRACE_MS + LEASE_MS + 1, 5_000_000, -2_000)
+
+keys = st.sampled_from(KEYS)
+tag_texts = st.sampled_from(TAG_TEXTS)
+picks = st.integers(0, 999)
+"""Picks one of however many there are, so that what is drawn never depends on the server."""
+
+
+class Flight(NamedTuple):
+    """What a worker was told when it got the right to compute an answer; it never forgets."""
+
+    digest: bytes
+    token: bytes
+    built: float
+    moment: int
+    attempt: int
+
+
+class AnswerMachine(RuleBasedStateMachine):
+    def __init__(self, client: redis.Redis) -> None:
+        super().__init__()
+        client.flushall()
+        self.client = client
+        self.shard = VirtualShard(client)
+        self.model = AnswerModel(self.shard.now_ms)
+        self.wire = Wire(self.shard.run)
+        self.latest_ms = self.shard.now_ms
+        self.numbers = itertools.count(1)
+        self.flights: list[Flight] = []
+        self.busy: list[tuple[bytes, bytes]] = []
+        self.stamp_of: dict[int, float] = {}
+        self.watchers = [Watcher(self.shard, self.model) for _ in range(2)]
+
+    def new_token(self) -> bytes:
+        return next(self.numbers).to_bytes(16, "big")
+
+    def pick(self, number: int) -> Flight:
+        # The newest first: shrunk examples read better, and the living are met more often.
+        return self.flights[-1 - number % len(self.flights)]
+
+    # Workers
+
+    @rule(asked=st.lists(st.tuples(keys, tag_texts), min_size=1, max_size=4), fate=FATES)
+    def look_up(self, asked: list[tuple[bytes, str]], fate: Fate) -> None:
+        self.look_up_most(asked, len(asked), fate)
+
+    @rule(
+        asked=st.lists(st.tuples(keys, tag_texts), min_size=1, max_size=4),
+        most=st.integers(0, 2),
+        fate=FATES,
+    )
+    def look_up_most(self, asked: list[tuple[bytes, str]], most: int, fate: Fate) -> None:
+        token = self.new_token()
+        raws: list[Sequence[bytes]] = []
+
+        def read(raw: Sequence[bytes]) -> list[Told]:
+            raws.append(raw)
+            return self.read(raw)
+
+        call = answer_scripts.look_up(
+            TAG,
+            token=token,
+            lease_ms=LEASE_MS,
+            max_new_leases=most,
+            digests=[digest for digest, _ in asked],
+            asker_tags=[tags for _, tags in asked],
+        )
+        told = self.wire.send(
+            call, lambda: self.model.look_up(token, LEASE_MS, most, asked), read, fate
+        )
+        for one in raws:
+            self.note_stamps(asked, one)
+        if told is None:
+            return
+        for (digest, _), raw, result in zip(asked, raws[-1][2:], told, strict=True):
+            if result.kind in "LS":
+                lease = self.model.leases[digest]
+                built = read_result(raw).built
+                self.fly(Flight(digest, token, built, lease.moment, result.attempt))
+            elif result.kind == "B":
+                self.busy.append((digest, result.token))
+
+    def fly(self, flight: Flight) -> None:
+        if flight not in self.flights:
+            self.flights.append(flight)
+
+    @precondition(lambda self: self.busy)
+    @rule(number=picks, fate=FATES)
+    def take_over(self, number: int, fate: Fate) -> None:
+        token = self.new_token()
+        digest, leader = self.busy[-1 - number % len(self.busy)]
+        told_built: list[float] = []
+
+        def read(raw: list[Any]) -> list[int]:
+            told_built[:] = [float(one[0]) for one in raw if one]
+            return [int(one[1]) if one else 0 for one in raw]
+
+        seen = [(digest, leader)]
+        call = answer_scripts.take_over(TAG, token=token, lease_ms=LEASE_MS, seen=seen)
+        told = self.wire.send(
+            call, lambda: self.model.take_over(token, LEASE_MS, seen), read, fate
+        )
+        if told and told[0]:
+            moment = self.model.leases[digest].moment
+            self.fly(Flight(digest, token, told_built[0], moment, told[0]))
+
+    @precondition(lambda self: self.flights)
+    @rule(numbers=st.lists(picks, min_size=1, max_size=3), fate=FATES)
+    def renew(self, numbers: list[int], fate: Fate) -> None:
+        held = [(flight.digest, flight.token) for flight in map(self.pick, numbers)]
+        call = answer_scripts.renew(TAG, lease_ms=LEASE_MS, held=held)
+        self.wire.send(call, lambda: self.model.renew(LEASE_MS, held), text, fate)
+
+    @precondition(lambda self: self.flights)
+    @rule(
+        chosen=st.lists(st.tuples(picks, tag_texts), min_size=1, max_size=3),
+        fresh_ms=st.sampled_from([1_000, 600_000]),
+        stale_ms=st.sampled_from([0, 0, 60_000]),
+        fate=FATES,
+    )
+    def fill(
+        self, chosen: list[tuple[int, str]], fresh_ms: int, stale_ms: int, fate: Fate
+    ) -> None:
+        fills = [
+            Fill(flight.digest, flight.token, fresh_ms, fresh_ms + stale_ms, tags, b"of %d" % i)
+            for flight, tags in ((self.pick(number), tags) for number, tags in chosen)
+            for i in [next(self.numbers)]
+        ]
+        told = self.wire.send(
+            answer_scripts.fill(TAG, fills),
+            lambda: self.model.fill(fills),
+            lambda raw: text(raw[1]),
+            fate,
+        )
+        if told is not None:
+            for (number, tags), _letter in zip(chosen, told, strict=True):
+                flight = self.pick(number)
+                for watcher in self.watchers:
+                    watcher.remember(flight.built, flight.moment, tag_set(tags))
+
+    @precondition(lambda self: self.flights)
+    @rule(
+        number=picks,
+        kind=st.sampled_from(["", "R", "U"]),
+        remember_ms=st.sampled_from([1_000, 60_000]),
+        fate=FATES,
+    )
+    def give_up(
+        self, number: int, kind: Literal["", "R", "U"], remember_ms: int, fate: Fate
+    ) -> None:
+        flight = self.pick(number)
+        releases = [
+            Release(flight.digest, flight.token, kind, remember_ms, b"why" if kind == "R" else b"")
+        ]
+        call = answer_scripts.release(TAG, releases)
+        self.wire.send(call, lambda: self.model.release(releases), text, fate)
+
+    @precondition(lambda self: self.flights)
+    @rule(number=picks, remember_ms=st.sampled_from([1_000, 60_000]), fate=FATES)
+    def attempt_again(self, number: int, remember_ms: int, fate: Fate) -> None:
+        flight = self.pick(number)
+        digest, token, attempt = flight.digest, flight.token, flight.attempt
+        call = answer_scripts.note_attempt(
+            TAG, digest=digest, token=token, attempt=attempt, remember_ms=remember_ms
+        )
+        told = self.wire.send(
+            call, lambda: self.model.note_attempt(digest, token, attempt, remember_ms), int, fate
+        )
+        if told:
+            self.flights[self.flights.index(flight)] = flight._replace(attempt=told)
+
+    @rule(which=st.sampled_from(["leases", "tries"]), fate=FATES)
+    def sweep(self, which: Literal["leases", "tries"], fate: Fate) -> None:
+        if which == "leases":
+            call = answer_scripts.sweep_leases(TAG, cursor=0, count=500, grace_ms=GRACE_MS)
+            self.wire.send(call, lambda: self.model.sweep_leases(GRACE_MS), second, fate)
+        else:
+            call = answer_scripts.sweep_tries(TAG, cursor=0, count=500, grace_ms=0)
+            self.wire.send(call, lambda: self.model.sweep_tries(0), second, fate)
+
+    @rule(number=picks, heard=st.booleans())
+    def watch(self, number: int, heard: bool) -> None:
+        self.watchers[number % len(self.watchers)].watch(heard=heard)
+
+    # The world
+
+    @rule(tags=tag_texts, everything=st.booleans(), fate=FATES)
+    def invalidate(self, tags: str, everything: bool, fate: Fate) -> None:
+        some = sorted(tag_set(tags))
+        call = answer_scripts.invalidate(TAG, everything=everything, tags=some)
+        self.wire.send(
+            call,
+            lambda: self.model.invalidate(some, everything=everything),
+            lambda _: None,
+            fate,
+        )
+
+    @precondition(lambda self: self.wire.echoes)
+    @rule(number=picks)
+    def echo_arrives(self, number: int) -> None:
+        self.wire.execute(self.wire.echoes.pop(number % len(self.wire.echoes)))
+
+    @rule(ms=st.sampled_from(PAUSES_MS))
+    def pass_time(self, ms: int) -> None:
+        self.shard.advance(ms)
+        self.latest_ms = max(self.latest_ms, self.shard.now_ms)
+        self.model.now_ms = self.shard.now_ms
+        for watcher in self.watchers:
+            watcher.pass_time(max(0, ms))
+
+    @rule(digest=keys)
+    def evict(self, digest: bytes) -> None:
+        self.client.delete(names.answer_prefix(TAG) + digest)
+        self.model.answers.pop(digest, None)
+
+    @rule(what=st.sampled_from(["answers", "leases", "stamps", "all"]))
+    def lose(self, what: str) -> None:
+        """A restart takes a moment, and the server comes back no earlier than it went."""
+        self.pass_time(int(self.latest_ms - self.shard.now_ms) + 1)
+        if what in {"answers", "all"}:
+            self.client.delete(*[names.answer_prefix(TAG) + digest for digest in KEYS])
+            self.model.answers.clear()
+        if what in {"leases", "all"}:
+            self.client.delete(names.leases(TAG), names.tries(TAG))
+            self.model.leases.clear()
+            self.model.tries.clear()
+        if what in {"stamps", "all"}:
+            self.client.delete(names.stamps(TAG), names.last(TAG))
+            self.model.lose_stamps()
+
+    # What holds after every step
+
+    @invariant()
+    def the_server_is_where_the_model_is(self) -> None:
+        leases, tries = self.leases(), self.tries()
+        assert leases.keys() == self.model.leases.keys()
+        for digest, (lease, built) in leases.items():
+            assert lease == self.model.leases[digest]._replace(moment=-1)
+            self.note_stamp(self.model.leases[digest].moment, built)
+        assert tries == self.model.tries
+
+    @invariant()
+    def served_is_what_may_be_served(self) -> None:
+        """To every asker, at any moment; looking with no room for a lease changes nothing."""
+        if not self.model.has_stamps:
+            return
+        asked = [(digest, tags) for digest in KEYS for tags in TAG_TEXTS]
+        token = self.new_token()
+        call = answer_scripts.look_up(
+            TAG,
+            token=token,
+            lease_ms=LEASE_MS,
+            max_new_leases=0,
+            digests=[digest for digest, _ in asked],
+            asker_tags=[tags for _, tags in asked],
+        )
+        told = self.read(self.shard.run(call))
+        assert told == self.model.look_up(token, LEASE_MS, 0, asked)
+
+    @invariant()
+    def memory_serves_no_more_than_it_may(self) -> None:
+        for watcher in self.watchers:
+            watcher.check(TAG_TEXTS)
+
+    # Reading the server
+
+    def read(self, raw: Sequence[bytes]) -> list[Told]:
+        """The results of a look-up without their stamps, which the model does not know."""
+        assert float(raw[0]) == self.shard.now_ms // 1
+        results = [read_result(one) for one in raw[2:]]
+        return [
+            told._replace(built=0.0, entry=told.body if told.entry else b"") for told in results
+        ]
+
+    def note_stamps(self, asked: Sequence[tuple[bytes, str]], raw: Sequence[bytes]) -> None:
+        """An entry carries the stamp of the moment when the right to compute it was given."""
+        for (digest, _), one in zip(asked, raw[2:], strict=True):
+            told, kept = read_result(one), self.model.answers.get(digest)
+            if told.entry and kept:
+                self.note_stamp(kept.moment, HEADER.unpack_from(told.entry)[3])
+
+    def note_stamp(self, moment: int, stamp: float) -> None:
+        assert self.stamp_of.setdefault(moment, stamp) == stamp
+
+    def leases(self) -> dict[bytes, tuple[Lease, float]]:
+        found: dict[bytes, tuple[Lease, float]] = {}
+        rows = cast("dict[bytes, bytes]", self.client.hgetall(names.leases(TAG).decode()))
+        for digest, data in rows.items():
+            token, deadline_ms, built, attempt = LEASE.unpack(data)
+            found[digest] = (Lease(token, deadline_ms, -1, attempt), built)
+        return found
+
+    def tries(self) -> dict[bytes, Tries]:
+        rows = cast("dict[bytes, bytes]", self.client.hgetall(names.tries(TAG).decode()))
+        found: dict[bytes, Tries] = {}
+        for digest, data in rows.items():
+            kind, attempt, until_ms = TRIES.unpack_from(data)
+            found[digest] = Tries(kind.decode(), attempt, until_ms, data[TRIES.size :])
+        return found
+
+
+def text(raw: bytes) -> str:
+    return raw.decode()
+
+
+def second(raw: Sequence[bytes]) -> int:
+    """What a sweep dropped."""
+    return int(raw[1])
+
+
+@pytest.fixture
+def client(store_url: str) -> Iterator[redis.Redis]:
+    client = connect_sync(store_url, role="commands")
+    yield client
+    client.close()
+
+
+def test_an_answer_shard_does_what_its_model_does(client: redis.Redis) -> None:
+    run_state_machine_as_test(
+        lambda: AnswerMachine(client), settings=effort(examples=100, steps=40)
+    )

@@ -1,0 +1,116 @@
+"""A worker's knowledge of invalidations (`Stamps`), on a wire that loses replies."""
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Iterable
+from typing import Any, NamedTuple, TypeVar, cast
+
+import msgspec
+from redis.exceptions import ConnectionError as StoreDown
+
+from askonce_queue.reply import Answer
+from askonce_queue.scripts import Call
+from askonce_queue.store import Store
+from askonce_worker.cache.entry import Entry
+from askonce_worker.cache.stamps import Stamps
+from tests.model.model_answers import AnswerModel, tag_set
+from tests.support.virtual_scripts import TAG, VirtualShard
+
+T = TypeVar("T")
+BOUND_S = 0.5
+
+
+class Remembered(NamedTuple):
+    """An answer that a worker has in memory, and when the right to compute it was given."""
+
+    entry: Entry
+    moment: int
+
+
+class _WatcherClock:
+    """A worker's own clock, which never goes back."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def wall_ms(self) -> float:
+        return self.now_s * 1000
+
+
+class _Instant:
+    """A `Store` whose calls are done at once; the reply may be lost."""
+
+    tags = (TAG,)
+
+    def __init__(self, shard: VirtualShard) -> None:
+        self._shard = shard
+        self.heard = True
+
+    async def run(self, call: Call) -> Any:
+        result = self._shard.run(call)
+        if not self.heard:
+            raise StoreDown("the reply is lost")
+        return result
+
+
+class Watcher:
+    """A worker that remembers everything and looks now and then at what was invalidated."""
+
+    def __init__(self, shard: VirtualShard, model: AnswerModel) -> None:
+        self._model = model
+        self._clock = _WatcherClock()
+        self._store = _Instant(shard)
+        self._stamps = Stamps(cast("Store", self._store), self._clock, BOUND_S)
+        self._seen: tuple[int, float] | None = None
+        self._remembered: list[Remembered] = []
+
+    def pass_time(self, ms: float) -> None:
+        self._clock.now_s += ms / 1000
+
+    def remember(self, built: float, moment: int, tags: frozenset[str]) -> None:
+        entry = Entry(
+            Answer(label="a"),
+            msgspec.Raw(b"{}"),
+            born=0.0,
+            built=built,
+            kept=float("inf"),
+            tags=tuple(tags),
+            shard=0,
+        )
+        self._remembered.append(Remembered(entry, moment))
+
+    def watch(self, *, heard: bool) -> None:
+        self._store.heard = heard
+        self._model.has_stamps = True
+        try:
+            at_once(self._stamps.read(0))
+        except StoreDown:
+            return
+        self._seen = (self._model.moment, self._clock.now_s)
+
+    def check(self, askers: Iterable[str]) -> None:
+        """It serves what was good when it looked last, for a while, and nothing else."""
+        for (entry, moment) in self._remembered:
+            for asker in map(tag_set, askers):
+                usable = self._stamps.usable(entry, sorted(asker), self._clock.now_s)
+                assert usable == self._may_serve(moment, {*entry.tags, *asker})
+
+    def _may_serve(self, moment: int, tags: set[str]) -> bool:
+        if self._seen is None:
+            return False
+        seen, seen_at_s = self._seen
+        return self._clock.now_s - seen_at_s <= BOUND_S and self._model.good(moment, tags, seen)
+
+
+def at_once(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that has nothing to wait for."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        return cast("T", done.value)
+    raise AssertionError("it waits for something")
