@@ -20,6 +20,7 @@ _NOTE_ATTEMPT = Script("note_attempt", allow_oom=True)
 _READ_STAMPS = Script("read_stamps", allow_oom=True)
 _INVALIDATE = Script("invalidate", allow_oom=True)
 _SWEEP_FILLS = Script("sweep_fills", allow_oom=True)
+_SWEEP_TAGS = Script("sweep_tags", allow_oom=True)
 
 
 class Fill(NamedTuple):
@@ -120,13 +121,16 @@ def invalidate(tag: str, *, everything: bool, tags: Sequence[str]) -> Call:
 
 
 def sweep_leases(tag: str, *, cursor: int, count: int, grace_ms: int) -> Call:
-    return _sweep(tag, names.leases(tag), cursor, count, "<c8c8d", grace_ms)
+    return _sweep(names.leases(tag), cursor, count, "<c8c8d", grace_ms)
 
 
 def sweep_tries(tag: str, *, cursor: int, count: int, grace_ms: int) -> Call:
-    return _sweep(tag, names.tries(tag), cursor, count, "<c1Bd", grace_ms)
+    return _sweep(names.tries(tag), cursor, count, "<c1Bd", grace_ms)
 
 
-def _sweep(tag: str, key: bytes, cursor: int, count: int, where: str, grace_ms: int) -> Call:
-    keys = [key, names.stamps(tag), names.last(tag)]
-    return Call(_SWEEP_FILLS, keys, [cursor, count, where, grace_ms])
+def _sweep(key: bytes, cursor: int, count: int, where: str, grace_ms: int) -> Call:
+    return Call(_SWEEP_FILLS, [key], [cursor, count, where, grace_ms])
+
+
+def sweep_tags(tag: str, *, count: int, most: int) -> Call:
+    return Call(_SWEEP_TAGS, [names.stamps(tag), names.last(tag)], [count, most])

@@ -62,6 +62,7 @@ class Endpoint:
         options = _options(config, address, block_s, max_connections, sentinel=sentinel)
         kind = options.pop("connection_class", async_connection.Connection)
         self.address = address
+        self._retired = False
         self._pool = redis.asyncio.BlockingConnectionPool(
             connection_class=ASYNC_CONNECTIONS[kind],
             retry=AsyncRetry(NoBackoff(), 0),
@@ -72,10 +73,11 @@ class Endpoint:
         """Send commands, and return one raw reply each; a refusal is an exception in its place.
 
         Raises redis-py's `ConnectionError` and `TimeoutError`; what was executed is then unknown.
+        Raises `DataError`, before anything is sent, for arguments that cannot be.
         """
+        packed = b"".join(map(pack, commands))
         connection = await self._pool.get_connection()
         try:
-            packed = b"".join(map(pack, commands))
             await connection.send_packed_command(packed, check_health=False)
             replies: list[Any] = []
             for _ in commands:
@@ -83,6 +85,8 @@ class Endpoint:
                     replies.append(await connection.read_response())
                 except ResponseError as refusal:
                     replies.append(refusal)
+            if self._retired:
+                await connection.disconnect(nowait=True)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await connection.disconnect(nowait=True)  # replies may still be on their way
@@ -90,6 +94,11 @@ class Endpoint:
             raise
         await self._pool.release(connection)
         return replies
+
+    async def retire(self) -> None:
+        """Close idle connections now, and those in use after what they are used for."""
+        self._retired = True
+        await self.forget_idle()
 
     async def forget_idle(self) -> None:
         """Close connections that nobody uses: after a time-out they may lead nowhere."""
@@ -121,9 +130,10 @@ class SyncEndpoint:
 
     def exchange(self, commands: Sequence[Words]) -> list[Any]:
         """Send commands, and return one raw reply each; a refusal is an exception in its place."""
-        connection = self._pool.get_connection()
+        packed = list(map(pack, commands))
+        connection = cast("redis.Connection", self._pool.get_connection())
         try:
-            connection.send_packed_command(list(map(pack, commands)), check_health=False)
+            connection.send_packed_command(packed, check_health=False)
             replies: list[Any] = []
             for _ in commands:
                 try:

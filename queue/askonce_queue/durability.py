@@ -5,6 +5,7 @@ Both speak of what their own connection wrote before them, so they go in the sam
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -23,6 +24,14 @@ def confirmation(config: StoreConfig, replicas: int) -> Plain | None:
     if config.wait_fsync:
         return Plain(("WAITAOF", 1, replicas, timeout_ms))
     return Plain(("WAIT", replicas, timeout_ms)) if replicas else None
+
+
+def replicas_of(role: Sequence[Any]) -> int:
+    """How many replicas must confirm what is to be everywhere, by a server's reply to ROLE.
+
+    A server that is no primary (any more) tells nothing of its successor's, but is one of them.
+    """
+    return len(role[2]) if role[0] == b"master" else 1
 
 
 def unconfirmed(reply: Any, config: StoreConfig, replicas: int) -> str:

@@ -25,6 +25,7 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     ClusterDownError,
+    DataError,
     MovedError,
     NoScriptError,
     ReadOnlyError,
@@ -82,6 +83,8 @@ class Exchange:
         """Set by an ASK: where the next commands go, this once."""
         self.unreachable: Exception | None = None
         """Set when it was given up because the shard could not be reached."""
+        self.answered = False
+        """Whether the shard has said anything."""
         self._requests = requests
         self._left = list(range(len(requests)))
         self._by_source: set[int] = set()
@@ -107,6 +110,7 @@ class Exchange:
 
     def replied(self, replies: Sequence[Any]) -> Next:
         """Take the replies to `commands()`, in order."""
+        self.answered = True
         if self.detour is not None:
             replies, self.detour = replies[1::2], None
         asked, self._left = self._left, []
@@ -144,6 +148,8 @@ class Exchange:
     def failed(self, error: Exception) -> Next:
         """The connection failed: which commands were executed is unknown."""
         self.detour = None
+        if isinstance(error, DataError):  # what cannot be packed says nothing of the shard
+            return self._end(error)
         if isinstance(error, AuthenticationError | AuthorizationError):
             return self._give_up(error)
         if not self._resends and not isinstance(error, NotKnown):
@@ -164,10 +170,15 @@ class Exchange:
 
     def _give_up(self, error: Exception) -> Next:
         self.unreachable = error
+        self._end(error)
+        # Who re-sends has asked before every try; who does not learns for the next request.
+        return Next(learn=not self._resends)
+
+    def _end(self, error: Exception) -> Next:
         for i in self._left:
             self.results[i] = error
         self._left = []
-        return Next(learn=True)
+        return Next()
 
 
 def _is_passing(reply: Exception) -> bool:

@@ -6,6 +6,7 @@ them together. Job shards and answer shards share the table of tags but not thei
 | key | type | what it holds |
 | --- | --- | --- |
 | `jobs:{tag}:pool:lane` | stream | jobs not yet settled; group `workers` |
+| `jobs:{tag}:pool:lane.deferred` | stream | jobs that wait for their model out of the way |
 | `ids:{tag}:pool` | hash | `client/job id` → stream entry of an unsettled job |
 | `owed:{tag}` | hash | client → replies owed: outstanding + unread |
 | `reply:{tag}:client` | stream | replies, NDJSON, many an entry |
@@ -21,6 +22,26 @@ them together. Job shards and answer shards share the table of tags but not thei
 | `memory:{tag}` | string | what was last found of the server's memory, see `pressure.lua` |
 | `stats:{tag}` | hash | counters flushed by workers |
 | `askonce:meta` | hash | the number of shards |
+
+Only answers have a TTL, so everything else has a bound, or a sweep (`pool/sweep.py` of the worker):
+
+| key | what keeps it from growing |
+| --- | --- |
+| `jobs:` | `max_backlog`, in the scripts that add; settled jobs are deleted, dead consumers swept |
+| `ids:` | one an unsettled job; swept when its job is gone |
+| `owed:` | one a client, until nothing is owed; swept with the client, or when there is none |
+| `reply:` | `max_unread`; a client's stream goes with its name, a named one (`@`) is its reader's |
+| `beat:` | one a worker; swept when it is over and the worker holds nothing |
+| `solo:` | one a suspect, until it is answered; swept when its job is gone |
+| `dead:` | `max_dead`: the oldest are dropped, and counted |
+| `clients:` | one a client; swept `client_retain_s` after it was last seen |
+| `a:` | its TTL; evicted when memory is full |
+| `stamp:` | three fields |
+| `last:` | swept after the longest TTL; beyond a million the oldest, with the answers before them |
+| `lease:` | the flight slots of live workers; swept 6 lease TTLs after its end |
+| `tries:` | swept at the end of what is remembered |
+| `memory:` | one short record |
+| `stats:` | beyond 10,000 fields those of some tasks are added up in one |
 """
 
 from __future__ import annotations

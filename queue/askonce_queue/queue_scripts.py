@@ -16,6 +16,7 @@ _SETTLE = Script("settle", allow_oom=True)
 _BURY = Script("bury", allow_oom=True)
 _BEAT = Script("beat", allow_oom=True)
 _CLAIM = Script("claim", allow_oom=True)
+_DEFER = Script("defer", allow_oom=True)
 _GIVE_BACK = Script("give_back", allow_oom=True)
 _LEAVE = Script("leave", allow_oom=True)
 _CLAIM_NAME = Script("claim_name", allow_oom=True)
@@ -28,10 +29,15 @@ _SWEEP_RECORDS = Script("sweep_records", allow_oom=True)
 _SWEEP_CLIENTS = Script("sweep_clients", allow_oom=True)
 _MEASURE = Script("measure", allow_oom=True, prelude=pressure.PRELUDE)
 _COUNT = Script("count", allow_oom=True)
+_SWEEP_OWED = Script("sweep_owed", allow_oom=True)
+_SWEEP_STATS = Script("sweep_stats", allow_oom=True)
+_RETRY_DEAD = Script("retry_dead", allow_oom=False)
 
 
 LANES = ("interactive", "bulk")
 """The lanes of every pool."""
+DEFERRED = ".deferred"
+"""What the name of a lane's stream of deferred jobs ends in."""
 
 
 class Lane(NamedTuple):
@@ -45,6 +51,16 @@ class Lane(NamedTuple):
     def stream(self) -> bytes:
         """The key of the stream."""
         return names.jobs(self.tag, self.pool, self.lane)
+
+    @property
+    def deferred(self) -> Lane:
+        """The lane in which jobs of this one wait that cannot be asked now."""
+        return self._replace(lane=self.lane + DEFERRED)
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether the jobs here have been deferred."""
+        return self.lane.endswith(DEFERRED)
 
     @property
     def ids(self) -> bytes:
@@ -169,17 +185,25 @@ def claim(lane: Lane, consumer: str, most: int) -> Call:
     )
 
 
+def defer(lane: Lane, max_deferred: int, jobs: Sequence[tuple[bytes, str]]) -> Call:
+    """`jobs`: entry id, id-record field."""
+    args: list[Arg] = [names.GROUP, lane.deferred.lane, max_deferred]
+    for job in jobs:
+        args += job
+    return Call(_DEFER, [lane.stream, lane.deferred.stream, lane.ids], args)
+
+
 def give_back(lane: Lane, consumer: str, entries: Sequence[bytes]) -> Call:
     return Call(_GIVE_BACK, [lane.stream], [names.GROUP, consumer, names.RETURNED, *entries])
 
 
-def leave(lanes: Sequence[Lane], consumer: str | bytes, *, only_if_dead: bool) -> Call:
+def leave(lanes: Sequence[Lane], *consumers: str | bytes, only_if_dead: bool) -> Call:
     """`lanes` are those of one shard and pool."""
     beats = names.beats(lanes[0].tag, lanes[0].pool)
     return Call(
         _LEAVE,
         [beats, *(lane.stream for lane in lanes)],
-        [names.GROUP, consumer, "1" if only_if_dead else "0"],
+        [names.GROUP, "1" if only_if_dead else "0", *consumers],
     )
 
 
@@ -243,3 +267,28 @@ def sweep_clients(tag: str, *, cursor: int, count: int, retain_ms: int) -> Call:
 def measure(tag: str) -> Call:
     """Its result is for `pressure.read_memory`."""
     return Call(_MEASURE, [names.memory(tag)], [])
+
+
+def sweep_owed(tag: str, *, cursor: int, count: int) -> Call:
+    keys = [names.owed(tag), names.clients(tag)]
+    return Call(_SWEEP_OWED, keys, [cursor, count, names.replies(tag, "")])
+
+
+def sweep_stats(tag: str, *, cursor: int, count: int, most: int, others: str) -> Call:
+    return Call(_SWEEP_STATS, [names.stats(tag)], [cursor, count, most, others])
+
+
+def retry_dead(
+    lane: Lane, letter: bytes, *, record: str, address: str, max_backlog: int, max_unread: int
+) -> Call:
+    """`record` is the field of the job's id record, `address` that of a named stream (`@…`)."""
+    return Call(
+        _RETRY_DEAD,
+        [
+            names.dead(lane.tag, lane.pool),
+            lane.stream,
+            lane.ids,
+            names.replies(lane.tag, address),
+        ],
+        [letter, lane.lane, record, address, max_backlog, max_unread],
+    )

@@ -18,6 +18,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -26,7 +27,7 @@ from redis.exceptions import RedisError
 
 from askonce_queue.breaker import Breaker
 from askonce_queue.connections import Endpoint, Role, Words
-from askonce_queue.durability import NotConfirmed, confirmation, unconfirmed
+from askonce_queue.durability import NotConfirmed, confirmation, replicas_of, unconfirmed
 from askonce_queue.exchange import Exchange, Next, Request
 from askonce_queue.scripts import Arg, Call, Plain
 from askonce_queue.shards import shard_tags
@@ -36,7 +37,8 @@ from askonce_queue.topology import SINGLE, NotKnown, topology_of
 LEARN_EVERY_S = 0.05
 """The least time between two readings of the topology: failures come in crowds."""
 SECOND_CHANCE_S = 2.0
-"""How long the reply to a new connection may take, after a time-out on an old one."""
+"""How long the reply to a new connection may take, after a time-out on an old one; and as long as
+WAIT may take beside it."""
 PROBE_WAIT_S = 0.25
 """How long a request waits for the outcome of another's probe."""
 LEARN_TIMEOUT_S = 1.5
@@ -70,6 +72,7 @@ class Store:
         self._role: Role = role
         self._block_s = block_s if role == "blocking" else 0.0
         self._max_connections = max_connections
+        self._second_chance_s = SECOND_CHANCE_S + config.wait_timeout_s
         self._topology = topology_of(config)
         self._rng = random.Random()
         self._endpoints: dict[Address, Endpoint] = {}
@@ -211,10 +214,7 @@ class Store:
         exchange = Exchange(requests, self._role, self._rng, together=together)
         try:
             await self._carry_out(group, exchange)
-            if exchange.unreachable is None:
-                breaker.succeeded()
-            else:
-                breaker.failed(time.monotonic(), exchange.unreachable)
+            report(exchange, breaker)
         except BaseException:
             breaker.abandoned()
             raise
@@ -246,7 +246,7 @@ class Store:
                 following = exchange.replied(replies)
             except (RedisError, OSError) as error:
                 following = exchange.failed(error)
-            limit_s = SECOND_CHANCE_S if following.renew else None
+            limit_s = self._second_chance_s if following.renew else None
             await self._prepare(group, exchange, following, endpoint)
 
     async def _prepare(
@@ -254,20 +254,20 @@ class Store:
     ) -> None:
         """Do what must be done before the next try."""
         host = endpoint.address[0] if endpoint else ""
-        if exchange.moved_to is not None:
-            self._topology.moved(group, whole(exchange.moved_to, host))
-            exchange.moved_to = None
         if exchange.detour is not None:
             exchange.detour = whole(exchange.detour, host)
         if following.renew and endpoint is not None:
             await endpoint.forget_idle()
         if following.pause_s:
             await anyio.sleep(following.pause_s)
-        if following.learn and not exchange.done and self._topology.question:
-            try:
+        if following.learn and self._topology.question:
+            # If nobody says, what was known before is tried again.
+            with suppress(RedisError, OSError):
                 await self._learn()
-            except (RedisError, OSError):
-                return  # what was known before is tried again
+        if exchange.moved_to is not None:
+            # After learning: who gave a slot away knows it before those whom we happen to ask.
+            self._topology.moved(group, whole(exchange.moved_to, host))
+            exchange.moved_to = None
 
     async def _confirm(
         self, group: str, calls: Sequence[Call], *, every_replica: bool
@@ -275,13 +275,12 @@ class Store:
         """Run calls of one shard and wait for their confirmation on the same connection."""
         config = self.config
         replicas = config.wait_replicas
-        try:
-            if every_replica:
-                role: Any = await self.send(calls[0].keys[0], "ROLE")
-                replicas = len(role[2])
-            wait = confirmation(config, replicas)
-        except (RedisError, OSError) as error:
-            return [error] * len(calls)
+        if every_replica:
+            (role,) = await self._ask(group, [Plain(("ROLE",))])
+            if isinstance(role, Exception):
+                return [role] * len(calls)
+            replicas = max(replicas, replicas_of(role))
+        wait = confirmation(config, replicas)
         if wait is None:
             return await self._ask(group, calls)
         *results, confirmed = await self._ask(group, [*calls, wait], together=True)
@@ -357,7 +356,17 @@ class Store:
         """Close what is connected to servers that hold nothing any more."""
         known = {*self._topology.primaries, *self._topology.seeds}
         for address in [a for a in self._endpoints if a not in known]:
-            await self._endpoints.pop(address).forget_idle()
+            await self._endpoints.pop(address).retire()
+
+
+def report(exchange: Exchange, breaker: Breaker) -> None:
+    """Tell the breaker of a shard how an exchange with it has ended."""
+    if exchange.unreachable is not None:
+        breaker.failed(time.monotonic(), exchange.unreachable)
+    elif exchange.answered:
+        breaker.succeeded()
+    else:
+        breaker.abandoned()
 
 
 def whole(address: Address, asked_host: str) -> Address:

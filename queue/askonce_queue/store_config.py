@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import urllib.parse
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 from redis.asyncio import connection as async_connection
 
 from askonce_queue.errors import ConfigError
@@ -19,7 +19,19 @@ Address = tuple[str, int]
 """Host and port; of a unix socket its path and 0."""
 
 _URL_OPTIONS = frozenset({"connection_class", "host", "port", "path", "db", "username", "password"})
+_TLS_URL_OPTIONS = frozenset(
+    name
+    for name in inspect.signature(async_connection.SSLConnection).parameters
+    if name.startswith("ssl_")
+)
 _TLS_OPTIONS = ("tls_ca_file", "tls_cert_file", "tls_key_file")
+_URL_PASSWORD = re.compile(r"(?<=:)[^:@/]*(?=@)|(?<=password=)[^&]*")
+_UNREADABLE = (
+    "redis://user:password@host:port/database, with every special character of user and password "
+    "percent-encoded"
+)
+MAX_TIMEOUT_S = 60
+MAX_WAIT_REPLICAS = 10
 _NODE = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s:\[\]/@]+):(\d{1,5})")
 _ENV_NAME = re.compile(r"[A-Za-z_]\w*")
 FILE_OPTIONS = ("password_file", "sentinel_password_file", *_TLS_OPTIONS)
@@ -46,27 +58,52 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     tls_ca_file: str | None = None
     tls_cert_file: str | None = None
     tls_key_file: str | None = None
-    timeout_s: Annotated[float, Meta(gt=0, le=60)] = 5.0
+    timeout_s: float = 5.0
     """How long one reply of the store may take."""
-    wait_replicas: Annotated[int, Meta(ge=0, le=10)] = 0
+    wait_replicas: int = 0
     """How many replicas must have a job before its enqueue returns (WAIT)."""
     wait_fsync: bool = False
     """Whether a job must be on disk, at the primary and `wait_replicas` replicas (WAITAOF)."""
-    wait_timeout_s: Annotated[float, Meta(gt=0, le=30)] = 1.0
+    wait_timeout_s: float = 1.0
+    """How long their confirmation may take; less than `timeout_s`."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.shards <= MAX_SHARDS:
-            raise ValueError(f"shards: expected 1 to {MAX_SHARDS}, got {self.shards}")
+        self._check_ranges()
         try:
             options = read_url(self.url)
         except ValueError as error:
-            raise ValueError(f"url: expected a store's URL: {error}") from error
+            raise ValueError(f"url: expected a store's URL: {error}") from None
         self._check_topology(options)
         for name in ("password", "sentinel_password"):
             self._check_secret(name)
         self._check_tls()
-        if self.wait_timeout_s >= self.timeout_s:
-            raise ValueError("wait_timeout_s: expected less than timeout_s")
+
+    def __repr__(self) -> str:
+        """The options that differ from their defaults; of the URL, no password."""
+        shown = (
+            f"{field.name}={_without_password(value) if field.name == 'url' else value!r}"
+            for field in msgspec.structs.fields(self)
+            if (value := getattr(self, field.name)) != field.default
+        )
+        return f"StoreConfig({', '.join(shown)})"
+
+    def _check_ranges(self) -> None:
+        # Here and not in the types: a configuration made in Python is checked as well.
+        if not 1 <= self.shards <= MAX_SHARDS:
+            raise ValueError(f"shards: expected 1 to {MAX_SHARDS}, got {self.shards}")
+        if not 0 < self.timeout_s <= MAX_TIMEOUT_S:
+            raise ValueError(
+                f"timeout_s: expected more than 0 and at most {MAX_TIMEOUT_S}, got {self.timeout_s}"
+            )
+        if not 0 <= self.wait_replicas <= MAX_WAIT_REPLICAS:
+            raise ValueError(
+                f"wait_replicas: expected 0 to {MAX_WAIT_REPLICAS}, got {self.wait_replicas}"
+            )
+        if not 0 < self.wait_timeout_s < self.timeout_s:
+            raise ValueError(
+                f"wait_timeout_s: expected more than 0 and less than timeout_s ({self.timeout_s}), "
+                f"got {self.wait_timeout_s}"
+            )
 
     def _check_topology(self, options: dict[str, Any]) -> None:
         if self.cluster and self.sentinel:
@@ -90,14 +127,16 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
             # Not shown: it may be the password itself.
             raise ValueError(f"{name}_env: expected the name of an environment variable")
         if name == "sentinel_password" and (variable or file) and not self.sentinel:
-            raise ValueError(f"{name}_env, {name}_file: expected sentinel beside it")
+            given = f"{name}_env" if variable else f"{name}_file"
+            raise ValueError(f"{given}: expected sentinel beside it")
 
     def _check_tls(self) -> None:
         given = [name for name in _TLS_OPTIONS if getattr(self, name) is not None]
         if given and not self.url.startswith("rediss://"):
             raise ValueError(f"{given[0]}: expected a rediss:// URL beside it")
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            raise ValueError("tls_cert_file, tls_key_file: expected both or neither")
+            given = [name for name in given if name != "tls_ca_file"]
+            raise ValueError(f"{given[0]}: expected tls_cert_file and tls_key_file, or neither")
 
     @property
     def addresses(self) -> list[Address]:
@@ -147,13 +186,28 @@ def as_config(store: str | StoreConfig, shards: int = 1) -> StoreConfig:
         raise ConfigError(f"[redis] {error}") from error
 
 
+def _without_password(url: str) -> str:
+    return _URL_PASSWORD.sub("***", url)
+
+
 def read_url(url: str) -> dict[str, Any]:
-    """What redis-py reads from a URL; raises `ValueError` for what it would silently ignore."""
-    options = dict(async_connection.parse_url(url))
+    """What redis-py reads from a URL; raises `ValueError` for what it would silently ignore.
+
+    Its messages never show what may be a password.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        options = dict(async_connection.parse_url(url))
+    except ValueError:
+        if "@" in url:  # and the message may quote what stands before it
+            raise ValueError(_UNREADABLE) from None
+        raise
+    if parts.scheme != "unix" and ("@" in url.replace(parts.netloc, "", 1) or parts.fragment):
+        raise ValueError(_UNREADABLE)
+    known = _URL_OPTIONS | _TLS_URL_OPTIONS if parts.scheme == "rediss" else _URL_OPTIONS
     for name in options:
-        if name not in _URL_OPTIONS and not name.startswith("ssl_"):
+        if name not in known:
             raise ValueError(f"unknown option {name!r} in the store's URL")
-    parts = urllib.parse.urlsplit(url)
     if parts.scheme == "unix":
         if not parts.path:
             raise ValueError("a unix:// URL needs the path of a socket: unix:///path/to/socket")

@@ -6,6 +6,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -13,10 +14,10 @@ from redis.exceptions import RedisError
 from askonce_queue.breaker import Breaker
 from askonce_queue.connections import Role, SyncEndpoint
 from askonce_queue.durability import NotConfirmed, confirmation, unconfirmed
-from askonce_queue.exchange import Exchange, Request
+from askonce_queue.exchange import Exchange, Next, Request
 from askonce_queue.scripts import Arg, Call, Plain
 from askonce_queue.shards import shard_tags
-from askonce_queue.store import ShardDown, whole
+from askonce_queue.store import ShardDown, report, whole
 from askonce_queue.store_config import Address, StoreConfig, as_config
 from askonce_queue.topology import NotKnown, topology_of
 
@@ -108,10 +109,7 @@ class SyncStore:
         except BaseException:
             breaker.abandoned()
             raise
-        if exchange.unreachable is None:
-            breaker.succeeded()
-        else:
-            breaker.failed(time.monotonic(), exchange.unreachable)
+        report(exchange, breaker)
         return exchange.results
 
     def _step(self, group: str, exchange: Exchange) -> None:
@@ -121,21 +119,25 @@ class SyncStore:
             following = exchange.replied(endpoint.exchange(exchange.commands()))
         except (RedisError, OSError) as error:
             following = exchange.failed(error)
+        self._prepare(group, exchange, following, endpoint)
+
+    def _prepare(
+        self, group: str, exchange: Exchange, following: Next, endpoint: SyncEndpoint | None
+    ) -> None:
+        """Do what must be done before the next try."""
         host = endpoint.address[0] if endpoint else ""
-        if exchange.moved_to is not None:
-            self._topology.moved(group, whole(exchange.moved_to, host))
-            exchange.moved_to = None
         if exchange.detour is not None:
             exchange.detour = whole(exchange.detour, host)
         if following.renew and endpoint is not None:
             endpoint.forget_idle()
         if following.pause_s:
             time.sleep(following.pause_s)
-        if following.learn and not exchange.done:
-            try:
+        if following.learn:
+            with suppress(RedisError, OSError):
                 self._learn()
-            except (RedisError, OSError):
-                return  # what was known before is tried again
+        if exchange.moved_to is not None:
+            self._topology.moved(group, whole(exchange.moved_to, host))
+            exchange.moved_to = None
 
     def _where(self, group: str) -> Address:
         address = self._topology.address(group)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
-from redis.backoff import NoBackoff
+from redis.backoff import ConstantBackoff
 from redis.exceptions import AuthenticationError
 
 from askonce_loadtest.servers.sentinel import SentinelSet
@@ -17,15 +17,16 @@ SENTINEL_PASSWORD = "another"  # noqa: S105
 
 
 def sentinel_client(
-    rig: SentinelSet, password: str = "", own: str = "", **options: Any
+    rig: SentinelSet, password: str = "", own: str = "", retries: int = 10
 ) -> Sentinel:
-    """`own` is the password for the sentinels; `options` go to the clients of data nodes."""
+    """`own` is the password for the sentinels."""
+    retry = Retry(ConstantBackoff(0.1), retries)
     return Sentinel(
         rig.addresses,
-        sentinel_kwargs={"password": own or None, "protocol": 2},
+        sentinel_kwargs={"password": own or None, "protocol": 2, "retry": retry},
         password=password or None,
         protocol=2,
-        **options,
+        retry=retry,
     )
 
 
@@ -49,7 +50,7 @@ async def test_a_failover_by_hand_is_announced(tmp_path: Path) -> None:
 async def test_a_killed_primary_is_replaced_and_comes_back_as_a_replica(tmp_path: Path) -> None:
     async with SentinelSet(tmp_path, password=PASSWORD, sentinel_password=SENTINEL_PASSWORD) as rig:
         for known in ("", SENTINEL_PASSWORD):  # to whom the other password is not
-            refused = sentinel_client(rig, own=known, retry=Retry(NoBackoff(), 0))
+            refused = sentinel_client(rig, own=known, retries=0)
             async with refused.master_for(rig.name) as master:
                 with pytest.raises((MasterNotFoundError, AuthenticationError)):
                     await master.ping()

@@ -420,7 +420,7 @@ def test_after_the_loss_of_its_stamps_nothing_older_is_served(shard: VirtualShar
 def test_tags_are_pruned_when_nothing_older_than_them_can_live(shard: VirtualShard) -> None:
     fill_new(shard, X, tags="a")
     shard.invalidate("a", "b")
-    sweep = answer_scripts.sweep_tries(TAG, cursor=0, count=10, grace_ms=0)
+    sweep = answer_scripts.sweep_tags(TAG, count=10, most=100)
     shard.advance(3_600_000 + 59_000)  # the longest TTL so far is a minute
     shard.run(sweep)
     assert shard.client.zcard(names.last(TAG).decode()) == 2

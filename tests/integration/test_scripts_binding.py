@@ -38,7 +38,7 @@ NAMES = sorted(
     path.name.removesuffix(".lua") for path in LUA.iterdir() if path.name.endswith(".lua")
 )
 SCRIPTS = [name for name in NAMES if name not in PRELUDES]
-REFUSED_WITHOUT_MEMORY = {"fill"}
+REFUSED_WITHOUT_MEMORY = {"fill", "retry_dead"}
 """Enqueue keeps a bound of its own; everything else keeps the system alive without memory."""
 
 LANE = Lane("0", "default", "interactive")
@@ -118,9 +118,10 @@ STUBS: dict[str, list[Stub]] = {
     "bury": [Stub(5, 10, 0, 2, bury_of)],
     "claim": [Stub(2, 4, 0, 0, lambda _: queue_scripts.claim(LANE, "w", 5))],
     "claim_name": [Stub(1, 3, 0, 0, lambda _: queue_scripts.claim_name("0", "c", "t", 5))],
+    "defer": [Stub(3, 5, 0, 2, lambda n: queue_scripts.defer(LANE, 5, [(b"1-1", "c/j")] * n))],
     "ensure_group": [Stub(1, 1, 0, 0, lambda _: queue_scripts.ensure_group(LANE))],
     "record_shards": [Stub(1, 1, 0, 0, lambda _: queue_scripts.record_shards(1))],
-    "count": [Stub(1, 0, 0, 2, lambda n: queue_scripts.count("0", {str(i): 1 for i in range(n)}))],
+    "count": [Stub(1, 2, 0, 2, lambda n: queue_scripts.count("0", {str(i): 1 for i in range(n)}))],
     "count_solo": [Stub(1, 2, 0, 0, lambda _: queue_scripts.count_solo(LANE, b"1-1", "t"))],
     "enqueue": [Stub(6, 10, 0, 2, enqueue_of)],
     "fill": [Stub(6, 6, 1, 5, lambda n: answer_scripts.fill("0", [fill_of(X), fill_of(Y)][:n]))],
@@ -153,6 +154,17 @@ STUBS: dict[str, list[Stub]] = {
     "renew": [
         Stub(1, 3, 0, 2, lambda n: answer_scripts.renew("0", lease_ms=5, held=[(X, TOKEN)] * n))
     ],
+    "retry_dead": [
+        Stub(
+            4,
+            6,
+            0,
+            0,
+            lambda _: queue_scripts.retry_dead(
+                LANE, b"1-1", record="c/1", address="@r", max_backlog=5, max_unread=5
+            ),
+        )
+    ],
     "settle": [Stub(4, 6, 1, 5, settle_of)],
     "sweep_clients": [
         Stub(
@@ -164,10 +176,21 @@ STUBS: dict[str, list[Stub]] = {
         )
     ],
     "sweep_fills": [
-        Stub(3, 4, 0, 0, lambda _: answer_scripts.sweep_leases("0", cursor=0, count=9, grace_ms=5)),
-        Stub(3, 4, 0, 0, lambda _: answer_scripts.sweep_tries("0", cursor=0, count=9, grace_ms=5)),
+        Stub(1, 4, 0, 0, lambda _: answer_scripts.sweep_leases("0", cursor=0, count=9, grace_ms=5)),
+        Stub(1, 4, 0, 0, lambda _: answer_scripts.sweep_tries("0", cursor=0, count=9, grace_ms=5)),
     ],
+    "sweep_owed": [Stub(2, 3, 0, 0, lambda _: queue_scripts.sweep_owed("0", cursor=0, count=9))],
     "sweep_records": [Stub(2, 5, 1, 1, sweep_records_of)],
+    "sweep_stats": [
+        Stub(
+            1,
+            4,
+            0,
+            0,
+            lambda _: queue_scripts.sweep_stats("0", cursor=0, count=9, most=5, others="x"),
+        )
+    ],
+    "sweep_tags": [Stub(2, 2, 0, 0, lambda _: answer_scripts.sweep_tags("0", count=9, most=5))],
     "take_over": [
         Stub(
             2,

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, settings
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 LONG_FACTOR = int(os.environ.get("HYPOTHESIS_FACTOR", "50"))
-TIMEOUT = pytest.mark.timeout(0 if LONG else 120)
+TIMEOUT = pytest.mark.timeout(0 if LONG else 600)
+"""A failure takes its time to be reduced to the fewest steps: Hypothesis gives it 300 s."""
 
 
 def effort(*, examples: int, steps: int) -> settings:

@@ -18,6 +18,14 @@ class Happened(NamedTuple):
 
     everything: bool
     tags: frozenset[str]
+    at_ms: float
+
+
+class View(NamedTuple):
+    """How much had happened at some time, and before which of it all counts as invalid."""
+
+    moment: int
+    floor: int
 
 
 class Lease(NamedTuple):
@@ -60,6 +68,10 @@ class AnswerModel:
         self.now_ms = now_ms
         self.happened: list[Happened] = []
         self.has_stamps = False
+        self.last: dict[str, int] = {}
+        """Of each tag that the shard remembers: the latest of what happened to it."""
+        self.max_ttl_ms = 0.0
+        self._floor = 0
         self.answers: dict[bytes, Kept] = {}
         self.leases: dict[bytes, Lease] = {}
         self.tries: dict[bytes, Tries] = {}
@@ -69,10 +81,16 @@ class AnswerModel:
         """Now, counted in what has happened."""
         return len(self.happened)
 
-    def good(self, since: int, tags: Collection[str], until: int | None = None) -> bool:
-        """Whether nothing has happened to any of `tags` from one moment to another (now)."""
-        return not any(
-            everything or hit.intersection(tags) for everything, hit in self.happened[since:until]
+    @property
+    def view(self) -> View:
+        """What is known now."""
+        return View(self.moment, self._floor)
+
+    def good(self, since: int, tags: Collection[str], view: View | None = None) -> bool:
+        """Whether, in a view (now), nothing has happened to any of `tags` since a moment."""
+        moment, floor = view or self.view
+        return since >= floor and not any(
+            one.everything or one.tags.intersection(tags) for one in self.happened[since:moment]
         )
 
     # What the scripts do
@@ -180,6 +198,7 @@ class AnswerModel:
                 self.answers[one.digest] = Kept(
                     one.body, lease.moment, tags, now + one.fresh_ms, now + one.keep_ms
                 )
+                self.max_ttl_ms = max(self.max_ttl_ms, one.keep_ms)
             letters += "f" if good else "i"
         return letters
 
@@ -207,8 +226,18 @@ class AnswerModel:
 
     def invalidate(self, tags: Sequence[str], *, everything: bool) -> None:
         # Without stamps nobody knows what happened before.
-        self.happened.append(Happened(everything or not self.has_stamps, frozenset(tags)))
+        self._happen(everything or not self.has_stamps, tags)
         self.has_stamps = True
+
+    def sweep_tags(self, count: int, most: int) -> int:
+        """Of what is too long ago, or too much, one no longer knows the tags: it counts for all."""
+        oldest_ms = self.now_ms - self.max_ttl_ms - 3_600_000
+        tags = sorted(self.last, key=lambda tag: (self.last[tag], tag))
+        old = [tag for tag in tags if self.happened[self.last[tag]].at_ms <= oldest_ms]
+        drop = tags[: min(count, max(len(old), len(tags) - most, 0))]
+        for tag in drop:
+            self._floor = max(self._floor, self.last.pop(tag) + 1)
+        return len(drop)
 
     def sweep_leases(self, grace_ms: float) -> int:
         over = [d for d, one in self.leases.items() if one.deadline_ms + grace_ms < self.now_ms]
@@ -226,8 +255,16 @@ class AnswerModel:
 
     def lose_stamps(self) -> None:
         """Nobody knows any more what was invalidated: everything may have been."""
-        self.happened.append(Happened(everything=True, tags=frozenset()))
+        self._happen(everything=True, tags=())
         self.has_stamps = False
+        self.last.clear()
+        self.max_ttl_ms = 0.0
+
+    def _happen(self, everything: bool, tags: Collection[str]) -> None:
+        # A clock that is behind does not reorder what happens.
+        at_ms = max(self.now_ms, self.happened[-1].at_ms if self.happened else 0.0)
+        self.last |= dict.fromkeys(tags, self.moment)
+        self.happened.append(Happened(everything, frozenset(tags), at_ms))
 
     def _is_holder(self, digest: bytes, token: bytes) -> bool:
         lease = self.leases.get(digest)

@@ -15,7 +15,7 @@ from askonce_queue.scripts import Call
 from askonce_queue.store import Store
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.stamps import Stamps
-from tests.model.model_answers import AnswerModel, tag_set
+from tests.model.model_answers import AnswerModel, View, tag_set
 from tests.support.virtual_scripts import TAG, VirtualShard
 
 T = TypeVar("T")
@@ -27,6 +27,13 @@ class Remembered(NamedTuple):
 
     entry: Entry
     moment: int
+
+
+class _Seen(NamedTuple):
+    """What was known at a look, and when that was."""
+
+    view: View
+    at_s: float
 
 
 class _WatcherClock:
@@ -66,19 +73,21 @@ class Watcher:
         self._clock = _WatcherClock()
         self._store = _Instant(shard)
         self._stamps = Stamps(cast("Store", self._store), self._clock, BOUND_S)
-        self._seen: tuple[int, float] | None = None
+        self._seen: _Seen | None = None
         self._remembered: list[Remembered] = []
 
     def pass_time(self, ms: float) -> None:
         self._clock.now_s += ms / 1000
+        now_s = self._clock.now_s
+        self._remembered = [one for one in self._remembered if one.entry.kept > now_s]
 
-    def remember(self, built: float, moment: int, tags: frozenset[str]) -> None:
+    def remember(self, built: float, moment: int, tags: frozenset[str], ttl_ms: float) -> None:
         entry = Entry(
             Answer(label="a"),
             msgspec.Raw(b"{}"),
             born=0.0,
             built=built,
-            kept=float("inf"),
+            kept=self._clock.now_s + ttl_ms / 1000,
             tags=tuple(tags),
             shard=0,
         )
@@ -91,11 +100,11 @@ class Watcher:
             at_once(self._stamps.read(0))
         except StoreDown:
             return
-        self._seen = (self._model.moment, self._clock.now_s)
+        self._seen = _Seen(self._model.view, self._clock.now_s)
 
     def check(self, askers: Iterable[str]) -> None:
         """It serves what was good when it looked last, for a while, and nothing else."""
-        for (entry, moment) in self._remembered:
+        for entry, moment in self._remembered:
             for asker in map(tag_set, askers):
                 usable = self._stamps.usable(entry, sorted(asker), self._clock.now_s)
                 assert usable == self._may_serve(moment, {*entry.tags, *asker})
@@ -103,8 +112,8 @@ class Watcher:
     def _may_serve(self, moment: int, tags: set[str]) -> bool:
         if self._seen is None:
             return False
-        seen, seen_at_s = self._seen
-        return self._clock.now_s - seen_at_s <= BOUND_S and self._model.good(moment, tags, seen)
+        view, at_s = self._seen
+        return self._clock.now_s - at_s <= BOUND_S and self._model.good(moment, tags, view)
 
 
 def at_once(work: Coroutine[Any, Any, T]) -> T:

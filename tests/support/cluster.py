@@ -39,7 +39,7 @@ async def cluster(session_cluster: Cluster) -> Cluster:
 
 @pytest.fixture
 async def store_cluster(cluster: Cluster) -> AsyncIterator[Cluster]:
-    """`cluster` for tests of askonce itself, which may leave only known keys, and no connections."""
+    """`cluster` for tests of askonce itself: they may leave only known keys, and no connections."""
     yield cluster
     await cluster.heal()
     for node in cluster.nodes:

@@ -60,6 +60,12 @@ class Waiter:
         self._text = text
         self._told = asyncio.Event()
 
+    def may_defer(self) -> bool:
+        return False
+
+    def deferred(self) -> None:
+        raise AssertionError("it may not be deferred")
+
     def question(self) -> Question:
         return Question(text=self._text)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -19,8 +19,8 @@ from askonce_queue.scripts import Call
 from tests.support.waiting import eventually
 
 MAXMEMORY = 32 << 20
-TEXT_BYTES = 8_000
-PART = 100
+TEXT_BYTES = 16_000
+PART = 50
 """Jobs in one call."""
 FOREIGN = b"somebody else's "
 """How keys begin that are not askonce's."""
@@ -47,16 +47,17 @@ class SmallServer:
 
     async def evicted(self) -> int:
         """How many keys were evicted."""
-        return int(cast("dict[str, Any]", await self._client.info("stats"))["evicted_keys"])
+        return int((await self._client.info("stats"))["evicted_keys"])
 
     async def calls_of(self, command: str) -> int:
         """How often a command ran, those in scripts included."""
-        info = cast("dict[str, Any]", await self._client.info("commandstats"))
+        info = await self._client.info("commandstats")
         return int(info.get(f"cmdstat_{command}", {"calls": 0})["calls"])
 
     async def lasting(self) -> dict[bytes, bytes]:
         """Every key that is no answer, with its type."""
-        keys = [key async for key in self._client.scan_iter(count=1000)]
+        found = cast("AsyncIterator[bytes]", self._client.scan_iter(count=1000))
+        keys = [key async for key in found]
         return {key: await self.send("TYPE", key) for key in keys if not key.startswith(b"a:")}
 
     async def answers(self) -> int:
@@ -85,6 +86,15 @@ class SmallServer:
             except OutOfMemoryError:
                 size //= 2
         return keys
+
+    async def write_answers(self, amount: int, size: int) -> None:
+        """Write what looks like answers of `size` bytes, without anybody's knowledge."""
+        script = """
+            for i = 1, ARGV[1] do
+                local name = string.format('a:{0}:%032d', i)
+                redis.call('SET', name, string.rep('x', ARGV[2]), 'EX', 3600)
+            end"""
+        await self.send("EVAL", script, 0, amount, size)
 
     async def make_room(self) -> None:
         """Take away what `fill_up` has added."""
@@ -125,7 +135,8 @@ class Producer:
         try:
             await self.client.enqueue_many(some)
         except QueueFull as full:
-            assert "memory" in full.reason
+            if "memory" not in full.reason:
+                raise
             return set(full.job_ids)
         return set()
 

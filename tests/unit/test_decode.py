@@ -21,6 +21,11 @@ LIMIT = 2000
 
 
 class NoOutlet:
+    crowded = False
+
+    def defer(self, delivery: Delivery) -> None:
+        raise AssertionError(f"decoding defers nothing: {delivery}")
+
     def put(self, delivery: Delivery, reply: WireReply) -> None:
         raise AssertionError(f"decoding settles nothing: {delivery}, {reply}")
 

@@ -110,9 +110,10 @@ class Calls:
             granted_until=flight.granted_until,
         )
         try:
-            answer = await _in_a_task_of_its_own(
-                task.backend.model.ask(task.prompt, flight.question)
-            )
+            with self._counters.model_call(task.backend.name):
+                answer = await _in_a_task_of_its_own(
+                    task.backend.model.ask(task.prompt, flight.question)
+                )
         except ModelFailure as failure:
             self._counters.count(task.name, f"failures_{failure.code}")
             log.info(
@@ -127,12 +128,14 @@ class Calls:
             raise
         except Exception as error:
             # A fault of a model's own code must not take its worker along.
+            self._counters.count(task.name, "failures_model_failed")
             log.exception("model raised", task=task.name, model=task.backend.name)
             message = f"{type(error).__name__}: {error}"
             raise TransientFailure("model_failed", message) from error
         try:
             return NewAnswer(answer, encode_json(answer), encode_body(answer))
         except (ValueError, TypeError, OverflowError, msgspec.MsgspecError) as error:
+            self._counters.count(task.name, "failures_unparsable")
             not_json = TypeError(f"the answer is not JSON: {error}")
             raise Rejection("unparsable", str(not_json)) from not_json
 

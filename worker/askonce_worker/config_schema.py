@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, field
 
 from askonce_queue.pressure import MAX_MEMORY_SHARE
+from askonce_worker.config_listen import ListenAddress, parse_listen
 from askonce_worker.config_units import Bytes, Seconds, check_json
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -128,6 +129,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The memory tier's size."""
     max_held: Count = 20_000
     """Deliveries held at once."""
+    max_waiting: Count = 10_000
+    """Deliveries held from which on those that their model has no room for are deferred."""
+    max_deferred: Count = 1_000_000
+    """Jobs deferred in one stream; past it they get an error."""
     heartbeat_ttl_s: Duration = 10.0
     lease_ttl_s: Duration = 10.0
     lease_renew_s: Duration = 3.0
@@ -156,6 +161,13 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How long the unread replies of a client that vanished are kept."""
     sweep_every_s: Duration = 30.0
     """How often leftovers of dead workers and clients are looked for."""
+    listen: str = ""
+    """Where `/livez`, `/readyz` and `/metrics` are served: IP address and port; port 0 is any free
+    one, empty is nowhere. The second of several processes takes the next port, and so on."""
+    max_read_age_s: Annotated[float, Meta(ge=10, le=86_400)] = 60.0
+    """How long a shard that could be read may be left unread before `/livez` says to restart."""
+    max_loop_lag_s: Annotated[float, Meta(ge=1, le=3_600)] = 5.0
+    """How late the event loop may be, again and again, before `/livez` says to restart."""
     log: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning"] = "info"
     """What is logged: from `debug` on also every model call with its reason."""
@@ -163,3 +175,14 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.lease_renew_s > self.lease_ttl_s / 2:
             raise ValueError("lease_renew_s: expected at most half of lease_ttl_s")
+        if self.max_waiting >= self.max_held:
+            raise ValueError("max_waiting: expected less than max_held, or no hit gets past")
+        try:
+            _ = self.listen_address
+        except ValueError as error:
+            raise ValueError(f"listen: {error}") from error
+
+    @property
+    def listen_address(self) -> ListenAddress | None:
+        """Where to listen; None: nowhere."""
+        return parse_listen(self.listen) if self.listen else None

@@ -37,6 +37,8 @@ class FlightEnd(enum.Enum):
     """A deterministic failure, ours or remembered from another process."""
     EXHAUSTED = "exhausted"
     """Transient failures until the key's attempts were used up."""
+    DEFERRED = "deferred"
+    """The model has no room, and too many wait already: the jobs wait in the store."""
     NO_STORE = "no_store"
     """The store could not be asked, and the task does not wait for it."""
 
@@ -66,6 +68,14 @@ class Ask(Protocol):
 
     def question(self) -> Question:
         """What the model is asked, normalised."""
+        ...
+
+    def may_defer(self) -> bool:
+        """Whether this ask should rather come again later than wait here for a free slot."""
+        ...
+
+    def deferred(self) -> None:
+        """Come again later. Called instead of `answered` and `failed`, after `may_defer`."""
         ...
 
     def answered(self, entry: Entry, source: Source, age_s: float) -> None:
@@ -167,6 +177,10 @@ class Flight:
             (checked if known else late).append(ask)
         self.asks = checked
         return late
+
+    def may_defer(self) -> bool:
+        """Whether everyone who waits should rather come again later."""
+        return all(ask.may_defer() for ask in self.asks)
 
     def join(self, ask: Ask) -> None:
         """Let one more ask wait; the answer will carry its tags too."""

@@ -65,6 +65,12 @@ class Landing:
         """The model is asked although nobody knows whether the store has the answer."""
         self._counters.count(flight.task.name, "calls_without_store")
 
+    def defer(self, flight: Flight) -> None:
+        """Nobody waits here any more: they come again later."""
+        self._end(flight, FlightEnd.DEFERRED)
+        for ask in flight.asks:
+            ask.deferred()
+
     def merge(self, flight: Flight, newer: Flight) -> None:
         """Those who wait for `flight` wait for `newer`, of the same key, instead."""
         self._end(flight, FlightEnd.MERGED)
@@ -76,6 +82,11 @@ class Landing:
         flight.landed = True
         self._flights.remove(flight)
         self._counters.count(flight.task.name, f"flights_{end.value}")
+        if end is not FlightEnd.MERGED:  # they go on waiting, and are counted when that is over
+            # The first asker waited only if another process's leader was asking already.
+            waited = len(flight.asks) - (flight.busy_token is None)
+            if waited:
+                self._counters.count(flight.task.name, "waits", waited)
         if flight.leased_once:  # the others asked no model: no line for each hit
             log.debug(
                 "flight ended",

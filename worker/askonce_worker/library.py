@@ -339,6 +339,12 @@ class _Ask:
     def question(self) -> Question:
         return self._question
 
+    def may_defer(self) -> bool:
+        return False
+
+    def deferred(self) -> None:
+        raise AssertionError("a caller in this process waits here")
+
     def answered(self, entry: Entry, source: Source, age_s: float) -> None:
         if not self.outcome.done():  # the caller may have been cancelled
             self.outcome.set_result((entry, source, age_s))

@@ -198,10 +198,7 @@ class WaitingRoom:
                 flight.note_busy(token, self._clock.monotonic())
                 self._ask_later(flight, LONGEST_BACKOFF_S)
             case Free():
-                if not flight.waits_for_slot:
-                    flight.waits_for_slot = True
-                    self._for_slot[flight.task.backend.name].append(flight)
-                self._ask_later(flight, LONGEST_SLOT_BACKOFF_S)
+                self._wait_for_slot(flight)
             case Rejected(error):
                 self._landing.fail(flight, error, FlightEnd.REJECTED)
             case Uncacheable():
@@ -209,6 +206,15 @@ class WaitingRoom:
             case None:
                 self._ask_later(flight, LONGEST_SLOT_BACKOFF_S)
         return False
+
+    def _wait_for_slot(self, flight: Flight) -> None:
+        if flight.may_defer():
+            self._landing.defer(flight)
+            return
+        if not flight.waits_for_slot:
+            flight.waits_for_slot = True
+            self._for_slot[flight.task.backend.name].append(flight)
+        self._ask_later(flight, LONGEST_SLOT_BACKOFF_S)
 
     async def _lose_patience(self, shard: int, flights: list[Flight]) -> None:
         """Take over the leases for which flights have waited too long, as slots allow."""

@@ -72,6 +72,14 @@ class CallerAsk:
         """Wait for the answer. Raises `WrongReplyError` when there is none."""
         return await self._label
 
+    def may_defer(self) -> bool:
+        """Callers wait where they are."""
+        return False
+
+    def deferred(self) -> None:
+        """Nobody says so."""
+        raise AssertionError("it may not be deferred")
+
     def question(self) -> Question:
         """What the model is asked."""
         return Question(text=self._text)

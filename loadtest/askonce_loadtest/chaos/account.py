@@ -31,6 +31,7 @@ VIOLATIONS: Mapping[str, str] = {
     "lost": "accepted jobs without a reply",
     "unsettled": "jobs that could never be enqueued",
     "doubled": "replies handed twice to one client incarnation",
+    "settled_twice": "jobs that were enqueued once and settled more than once",
     "wrong": "answers of another question, errors without a cause",
     "stale": "answers served after their invalidation",
     "fills_above": "model calls above the formula of invariant 2",
@@ -87,6 +88,7 @@ async def make_report(plan: Plan, run: Run, took_s: float) -> Report:
             path.stem: journal.read_journal(path, journal.producer_lines)
             for path in sorted(run.folder.glob("producer-*.jsonl"))
         },
+        run.settled,
         Epochs(run.faults.invalidations),
         model_trouble(done),
     )
@@ -103,6 +105,7 @@ async def make_report(plan: Plan, run: Run, took_s: float) -> Report:
             "invalidations": len(run.faults.invalidations),
             "malformed": len(run.faults.malformed.added),
             "keys_asked": calls.keys,
+            "tapped": len(run.settled),
         },
         violations={kind: kinds[kind] for kind in VIOLATIONS},
         found=found,

@@ -1,4 +1,4 @@
-"""The account of model calls, from the workers' logs: was every question asked once?
+"""The account of model calls, from the workers' logs: whether every question was asked once.
 
 Invariant 2: per key and TTL window, fills ≤ 1 + takeovers + lost leases. What a window is, is taken
 as narrowly as the store's scripts allow. A lease with the reason `fill` is granted only for a key

@@ -1,4 +1,4 @@
-"""`python -m askonce_loadtest chaos`: break everything on purpose, and count what may never happen."""
+"""`python -m askonce_loadtest chaos`: break everything, and count what may never happen."""
 
 from __future__ import annotations
 

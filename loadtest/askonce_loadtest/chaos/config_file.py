@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -70,5 +70,6 @@ def _lines(name: str, table: Mapping[str, Any]) -> list[str]:
 def _value(value: Any) -> str:
     """A TOML value: those of JSON are such, but for tables."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{k} = {_value(v)}" for k, v in value.items()) + " }"
+        table = cast("Table", value)
+        return "{ " + ", ".join(f"{k} = {_value(v)}" for k, v in table.items()) + " }"
     return msgspec.json.encode(value).decode()

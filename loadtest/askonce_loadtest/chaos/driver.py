@@ -8,10 +8,10 @@ Every step is bounded in time; what is not done by then is found by the account.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import anyio
 
@@ -26,6 +26,7 @@ from askonce_loadtest.chaos.plan import Plan
 from askonce_loadtest.chaos.processes import Commanded, until
 from askonce_loadtest.chaos.schedule import LINKS, Fault
 from askonce_loadtest.chaos.store import StoreUnderTest
+from askonce_loadtest.chaos.tap import Settled, Tap
 
 SETTLE_S = 60.0
 """How long after the last fault all accepted jobs may take to be answered."""
@@ -47,6 +48,7 @@ class Run(NamedTuple):
     faults: Faults
     worker_lives: list[Life]
     producer_lives: list[Life]
+    settled: Mapping[str, Settled]
     violations: list[Violation]
 
 
@@ -70,14 +72,17 @@ async def run_chaos(
     Raises `ChaosError` when the run itself fails. Whatever happens, no process is left.
     """
     began, offset = time.monotonic(), _wall_minus_monotonic_s()
+    violations: list[Violation] = []
     async with _fleet(plan, store, folder) as fleet:
         tell(f"load and faults for {plan.load_s:g} s")
+        tap = Tap(store, fleet.producers.names, offset)
         async with anyio.create_task_group() as watching:
             watching.start_soon(fleet.workers.watch)
             watching.start_soon(fleet.producers.watch)
+            watching.start_soon(tap.run)
             await fleet.workers.until_ready()
             await _load(plan, schedule, fleet, tell)
-            violations = await _recover(fleet, tell)
+            violations += await _recover(fleet, tell)
             watching.cancel_scope.cancel()
         if abs(_wall_minus_monotonic_s() - offset) > CLOCK_STEP_S:
             violations.append(Violation("clock", "the wall clock was set during the run"))
@@ -89,6 +94,7 @@ async def run_chaos(
             fleet.faults,
             fleet.workers.lives,
             fleet.producers.lives,
+            tap.settled,
             violations,
         )
 
@@ -105,13 +111,13 @@ async def _fleet(plan: Plan, store: StoreUnderTest, folder: Path) -> AsyncGenera
         await store.start()
         model_server = await Commanded.start(model.__name__, folder / "model.log")
         stack.push_async_callback(model_server.close)
-        served: dict[str, Any] = await model_server.ask(
-            model.Order(behaviour=SOUND, journal=str(folder / "model.jsonl")), dict
+        served = await model_server.ask(
+            model.Order(behaviour=SOUND, journal=str(folder / "model.jsonl")), model.Served
         )
         links = await Commanded.start(proxy.__name__, folder / "proxy.log")
         stack.push_async_callback(links.close)
         behind = {"workers": store.servers, "clients": store.servers}
-        behind["model"] = {"model": ("127.0.0.1", served["port"])}
+        behind["model"] = {"model": (served.host, served.port)}
         assert set(behind) == set(LINKS)
         order = proxy.Order(seed=plan.seed, links={n: dict(s) for n, s in behind.items()})
         ports = (await links.ask(order, proxy.Ports)).links
@@ -180,8 +186,7 @@ async def _recover(fleet: Fleet, tell: Tell) -> list[Violation]:
     producers.closing = True
     producers.tell("close")
     await until(lambda: not producers.running, CLOSE_S)
-    for name in producers.running:
-        found.append(Violation("exits", f"{name} does not end", name))
+    found += [Violation("exits", f"{name} does not end", name) for name in producers.running]
     for name in producers.names:
         producers.bury(name)
     tell("the janitors sweep")
@@ -203,7 +208,7 @@ async def _recover(fleet: Fleet, tell: Tell) -> list[Violation]:
 
 
 async def _finish(producers: Producers, leftovers: Leftovers) -> None:
-    """Wait until every job has its reply and every reply has been handed over, or it takes too long.
+    """Wait until every job has its reply and every reply was handed over, or for `SETTLE_S`.
 
     Jobs that were enqueued twice, because nobody knew, are answered twice: the second reply is
     dropped by the client, which therefore must live until then.
@@ -215,9 +220,9 @@ async def _finish(producers: Producers, leftovers: Leftovers) -> None:
             if process.pid not in told:
                 told.add(process.pid)
                 process.say("finish")
-        if all(_is_idle(path) for path in producers.journals().values()):
-            if not await leftovers.work():
-                return
+        idle = all(_is_idle(path) for path in producers.journals().values())
+        if idle and not await leftovers.work():
+            return
         await anyio.sleep(0.1)
 
 

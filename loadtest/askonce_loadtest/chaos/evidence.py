@@ -1,4 +1,4 @@
-"""What is known of a run besides the journals: what was done to it, and when. Times are monotonic."""
+"""What is known of a run besides the journals: what was done to it when. Times are monotonic."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Done(msgspec.Struct, kw_only=True):
 
 
 class Invalidation(msgspec.Struct, kw_only=True):
-    """An invalidation. The epochs of `groups` were raised at the model between `raised` and `began`.
+    """An invalidation. The epochs of `groups` rose at the model between `raised` and `began`.
 
     `tasks` are those whose answers it takes back altogether. `confirmed` is when the command had
     ended with success, None when it never did.
@@ -86,7 +86,6 @@ class Epochs:
         return sum(raised <= replied for raised in self._raised[group])
 
 
-MODEL_KINDS = ("model-stall", "model-errors")
 MARGIN_S = 15.0
 """How long a fault is felt after it has ended: time limits, retries, backoff."""
 
@@ -96,8 +95,7 @@ def model_trouble(done: Sequence[Done]) -> list[Span]:
     return [
         Span(one.began, one.ended + MARGIN_S)
         for one in done
-        if one.fault.target == "model"
-        or one.fault.kind in MODEL_KINDS
+        if one.fault.target in ("model", "model-server")
         or one.fault.kind == "stop-worker"
     ]
 

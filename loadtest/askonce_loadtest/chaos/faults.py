@@ -33,6 +33,7 @@ Action = Callable[[Fault], Awaitable[str]]
 
 SOUND = Behaviour(latency_ms=MODEL_LATENCY_MS, latency_sigma=MODEL_SIGMA)
 """The model when nothing is wrong with it."""
+SLOW_SIGMA = 0.2
 CONFIRM_S = 40.0
 """How long an invalidation may take until it is confirmed, however often it has to be repeated."""
 COMMAND_S = 20.0
@@ -83,6 +84,9 @@ class Faults:
             "flush-scripts": self._flush_scripts,
             "model-stall": lambda fault: self._misbehave(fault, Behaviour(stall=1.0)),
             "model-errors": lambda fault: self._misbehave(fault, Behaviour(status_500=1.0)),
+            "model-slow": lambda fault: self._misbehave(
+                fault, Behaviour(latency_ms=fault.amount, latency_sigma=SLOW_SIGMA)
+            ),
             "invalidate": self._invalidate,
             "poison": lambda _: producers.poison(next(self._poison)),
             "malformed": lambda _: self.malformed.add(),
@@ -104,7 +108,7 @@ class Faults:
         """Undo everything: links, model, store, stopped processes."""
         for link in LINKS:
             await self._proxy.ask(SetFault(link), State)
-        await self._model_server.ask(model.Change(behaviour=SOUND), dict)
+        await self._model_server.ask(model.Change(behaviour=SOUND), model.Done)
         await self._store.heal()
         self._workers.wake()
         self._producers.wake()
@@ -126,11 +130,11 @@ class Faults:
         return f"struck {struck - earlier} times, {before.open[fault.target]} connections were open"
 
     async def _misbehave(self, fault: Fault, behaviour: Behaviour) -> str:
-        await self._model_server.ask(model.Change(behaviour=behaviour), dict)
+        await self._model_server.ask(model.Change(behaviour=behaviour), model.Done)
         try:
             await asyncio.sleep(fault.for_s)
         finally:
-            await self._model_server.ask(model.Change(behaviour=SOUND), dict)
+            await self._model_server.ask(model.Change(behaviour=SOUND), model.Done)
         return ""
 
     # Data
@@ -172,7 +176,7 @@ class Faults:
         """Raise the epochs, then run `askonce invalidate` until it says that it is done."""
         async with self._invalidating:
             raised = time.monotonic()
-            await self._model_server.ask(model.Change(raise_epochs=groups), dict)
+            await self._model_server.ask(model.Change(raise_epochs=groups), model.Done)
             one = Invalidation(
                 groups=groups, tasks=tasks, raised=raised, began=time.monotonic(), confirmed=None
             )

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -27,11 +27,19 @@ class Began(msgspec.Struct, tag="began", array_like=True):
     pid: int
 
 
+class AskedJob(NamedTuple):
+    """A job's id, and what it asks."""
+
+    id: str
+    kind: Kind
+    number: int
+
+
 class Attempted(msgspec.Struct, tag="attempted", array_like=True):
-    """Jobs that are about to be enqueued: id, kind and number of what is asked."""
+    """Jobs that are about to be enqueued."""
 
     at: float
-    jobs: list[tuple[str, Kind, int]]
+    jobs: list[AskedJob]
 
 
 class Accepted(msgspec.Struct, tag="accepted", array_like=True):

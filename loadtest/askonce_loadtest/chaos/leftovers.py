@@ -1,8 +1,7 @@
-"""What is left when everybody has drained: it should be nothing but answers, stamps and counters."""
+"""What is left when everybody has drained: nothing but answers, stamps and counters should be."""
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 import time
@@ -21,7 +20,7 @@ from askonce_queue.scripts import Call
 from askonce_queue.shards import shard_tags
 
 KNOWN_KEYS = re.compile(
-    rb"askonce:meta|(jobs|ids|owed|reply|beat|solo|dead|clients|a|stamp|last|lease|tries|stats)"
+    rb"askonce:meta|(jobs|ids|owed|reply|beat|solo|dead|clients|a|stamp|last|lease|tries|stats|memory)"
     rb":\{\d+\}(:.*)?",
     re.DOTALL,
 )
@@ -154,7 +153,7 @@ class Leftovers:
         return found
 
     async def _keys(self) -> list[Violation]:
-        """Keys that `names.py` does not know, reply streams nobody reads, and TTLs of non-answers."""
+        """Keys that `names.py` does not know, unread reply streams, and TTLs of non-answers."""
         found: list[Violation] = []
         for key in await self._store.keys("*"):
             shown = key.decode(errors="backslashreplace")
@@ -201,14 +200,14 @@ class Leftovers:
 
 
 def sockets(running: Mapping[str, Process]) -> list[Violation]:
-    """Processes at rest that hold more sockets than their pools allow (Linux; elsewhere unknown)."""
+    """Processes at rest that hold more sockets than their pools allow; unknown without /proc."""
     found: list[Violation] = []
     for name, process in running.items():
         try:
-            links = [os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
+            links = [link.readlink() for link in Path(f"/proc/{process.pid}/fd").iterdir()]
         except OSError:
             continue
-        count = sum(link.startswith("socket:") for link in links)
+        count = sum(str(link).startswith("socket:") for link in links)
         if count > MOST_SOCKETS:
             found.append(Violation("connections", f"{name} holds {count} sockets at rest", name))
     return found

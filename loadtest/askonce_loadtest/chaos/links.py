@@ -40,7 +40,7 @@ class _Broken(Exception):
 
 
 class _Connection:
-    """A relayed connection. A *dead* one stays open and carries nothing, for as long as it lives."""
+    """A relayed connection. A *dead* one stays open and carries nothing, as long as it lives."""
 
     def __init__(self, below: asyncio.StreamWriter, above: asyncio.StreamWriter | None) -> None:
         self.below = below

@@ -2,9 +2,9 @@
 
     python -m askonce_loadtest.chaos.model
 
-One JSON line in, one line out: first the `Order`, answered with the base URL; then `Change` after
-`Change`. A change is in force when it has been answered. End of input ends it. The label of a call
-is that of its group's epoch when the call *arrived*: the slower the call, the older its answer.
+One JSON line in, one line out: first the `Order`, answered with where it listens; then `Change`
+after `Change`. A change is in force when it has been answered. End of input ends it. The label of a
+call is that of its group's epoch when the call *arrived*: a slow call gets an old answer.
 """
 
 from __future__ import annotations
@@ -28,6 +28,17 @@ class Order(msgspec.Struct):
 
     behaviour: Behaviour
     journal: str
+
+
+class Served(msgspec.Struct):
+    """Where it listens."""
+
+    host: str
+    port: int
+
+
+class Done(msgspec.Struct):
+    """A change is in force."""
 
 
 class Change(msgspec.Struct):
@@ -63,16 +74,16 @@ async def serve(reader: asyncio.StreamReader) -> None:
     with Journal(Path(order.journal)) as journal:
         epochs = Epochs(journal)
         async with ModelServer(order.behaviour, on_call=epochs.label) as server:
-            _say({"base_url": server.base_url, "port": server.port})
+            _say(Served("127.0.0.1", server.port))
             while line := await reader.readline():
                 change = msgspec.json.decode(line, type=Change)
                 epochs.rise(change.raise_epochs)
                 if change.behaviour is not None:
                     server.behaviour = change.behaviour
-                _say({})
+                _say(Done())
 
 
-def _say(message: dict[str, str | int]) -> None:
+def _say(message: msgspec.Struct) -> None:
     sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
     sys.stdout.buffer.flush()
 

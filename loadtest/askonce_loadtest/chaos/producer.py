@@ -1,4 +1,4 @@
-"""A producer process: makes jobs at its rate under a stable name, and notes all that happens to them.
+"""A producer process: makes jobs at its rate under a stable name, and notes what becomes of them.
 
     python -m askonce_loadtest.chaos.producer '{"name": …, …}'
 
@@ -26,6 +26,7 @@ import uvloop
 from askonce_loadtest.chaos.books import Books
 from askonce_loadtest.chaos.journal import (
     Accepted,
+    AskedJob,
     Attempted,
     Began,
     Ended,
@@ -112,23 +113,20 @@ class Producer:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._read, client)
                 tasks.start_soon(self._feed, client, tasks)
-                tasks.start_soon(self._say_when_idle)
                 await self._closing.wait()
                 tasks.cancel_scope.cancel()
-
-    async def _say_when_idle(self) -> None:
-        while not (self._finishing and not self._books.waiting and not self._poison):
-            await anyio.sleep(TICK_S)
-        self._journal.write(Idle(time.monotonic()))
 
     # Asking
 
     async def _feed(self, client: Client, tasks: anyio.abc.TaskGroup) -> None:
         """Enqueue what is due: new jobs, and those of which nobody knows."""
-        due, last = 0.0, time.monotonic()
+        due, last, idle = 0.0, time.monotonic(), False
         enqueuing: set[str] = set()
         while True:
             await anyio.sleep(TICK_S)
+            if self._finishing and not idle and not self._books.waiting and not self._poison:
+                self._journal.write(Idle(time.monotonic()))
+                idle = True
             now = time.monotonic()
             due = min(MOST_TOGETHER, due + (now - last) * self._order.rate_per_s)
             last = now
@@ -159,7 +157,7 @@ class Producer:
             self._books.add(job_id, one)
             made.append(job_id)
         if made:
-            jobs = [(i, *self._books.asked[i]) for i in made]
+            jobs = [AskedJob(i, one.kind, one.number) for i, one in zip(made, asked, strict=True)]
             self._journal.write(Attempted(time.monotonic(), jobs))
         return made
 

@@ -58,6 +58,8 @@ RECIPES: Mapping[str, Recipe] = {
     "flush-scripts": Recipe("data", (0.0, 0.0), 2, "SCRIPT FLUSH"),
     "model-stall": Recipe("model", (1.0, 3.0), 1, "the model answers nothing"),
     "model-errors": Recipe("model", (1.0, 3.0), 1, "the model answers 500"),
+    "model-slow": Recipe("model", (2.0, 3.0), 2, "median latency in ms: longer than a lease",
+                         (800.0, 2_000.0)),
     "invalidate": Recipe("data", (0.0, 0.0), 8, "a group, a task, or everything"),
     "poison": Recipe("data", (0.0, 0.0), 1, "a job that kills its worker"),
     "malformed": Recipe("data", (0.0, 0.0), 3, "entries that are no jobs"),

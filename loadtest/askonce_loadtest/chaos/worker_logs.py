@@ -80,11 +80,8 @@ def read_log(path: Path, worker: str, wall_minus_monotonic_s: float) -> Iterator
 
 
 def _read(line: bytes, worker: str, wall_minus_monotonic_s: float) -> Line | None:
-    if not line.strip():
-        return None
-    if not line.startswith(b"{"):
-        return Complaint(worker, line.decode(errors="replace").strip()[:MOST_CHARS])
-    if any(loud in line for loud in _LOUD):
+    plain = bool(line.strip()) and not line.startswith(b"{")
+    if plain or any(loud in line for loud in _LOUD):
         return Complaint(worker, line.decode(errors="replace").strip()[:MOST_CHARS])
     if not any(wanted in line for wanted in _WANTED):
         return None

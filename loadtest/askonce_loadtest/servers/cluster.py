@@ -40,8 +40,8 @@ class Cluster(Rig):
 
     A primary that does not answer for `node_timeout_ms` is called dead by the others, which takes
     a failover of twice to three times that. With `full_coverage` (the server's default, not ours)
-    one dead primary makes all nodes refuse (CLUSTERDOWN) until its replica has taken over. `conf`
-    are further lines of every node's configuration.
+    one dead primary makes all nodes refuse (CLUSTERDOWN) until its replica has taken over. `user`,
+    `password` and `conf` are as of every `Node`.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Cluster(Rig):
         replicas_each: int = 1,
         node_timeout_ms: int = 1500,
         full_coverage: bool = False,
+        user: str = "",
         password: str = "",
         conf: Sequence[str] = (),
     ) -> None:
@@ -67,7 +68,7 @@ class Cluster(Rig):
             *conf,
         ]
         self._nodes = [
-            Node(folder / f"node{number}", password=password, conf=lines)
+            Node(folder / f"node{number}", user=user, password=password, conf=lines)
             for number in range(primaries * (1 + replicas_each))
         ]
 

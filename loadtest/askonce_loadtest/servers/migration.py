@@ -59,9 +59,9 @@ class SlotMigration:
         return moved
 
     async def _send(self, here: Node, there: Node, keys: tuple[bytes, ...] | list[str]) -> int:
-        password = ["AUTH", there.password] if there.password else []
+        login = ["AUTH2", there.user or "default", there.password] if there.password else []
         reply = await here.command(
-            *("MIGRATE", *there.address, "", 0, MOVE_MS, *password, "KEYS", *keys),
+            *("MIGRATE", *there.address, "", 0, MOVE_MS, *login, "KEYS", *keys),
             timeout_s=MOVE_MS / 1000 + 1,
         )
         return 0 if reply == "NOKEY" else len(keys)

@@ -53,9 +53,10 @@ _running: set[Node] = set()
 class Node:
     """A server process with AOF, that listens on loopback only.
 
-    `conf` are lines of its configuration file, in the server's notation; they override ours.
-    `password` is that of the default user. `port` is chosen free when it is None. The file is
-    written once, at the first start: what the server rewrites in it, it finds at the next one.
+    `conf` are lines of its configuration file, in the server's notation; they override ours. The
+    file is written once, at the first start: what the server rewrites in it, it finds at the next
+    one. `password` is that of the default user, or of the ACL user `user`, whom `conf` must then
+    define and allow everything. `port` is chosen free when it is None.
     """
 
     def __init__(
@@ -65,12 +66,14 @@ class Node:
         name: str = "",
         kind: Kind = "store",
         port: int | None = None,
+        user: str = "",
         password: str = "",
         conf: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.name = name or folder.name
         self.port = port or free_port()
+        self.user = user
         self.password = password
         self._kind: Kind = kind
         self._port_is_ours = port is None
@@ -87,8 +90,12 @@ class Node:
     @property
     def url(self) -> str:
         """The node's URL for redis-py."""
-        password = f":{urllib.parse.quote(self.password, safe='')}@" if self.password else ""
-        return f"redis://{password}{HOST}:{self.port}/0"
+        return self.url_of(self.user, self.password)
+
+    def url_of(self, user: str, password: str) -> str:
+        """The node's URL for an ACL user, or with "" for the default one."""
+        login = f"{user}:{urllib.parse.quote(password, safe='')}@" if password else ""
+        return f"redis://{login}{HOST}:{self.port}/0"
 
     @property
     def address(self) -> tuple[str, int]:
@@ -244,6 +251,7 @@ class Node:
         connection = Connection(
             host=HOST,
             port=self.port,
+            username=self.user or None,
             password=self.password or None,
             protocol=2,
             decode_responses=True,
@@ -276,7 +284,7 @@ class Node:
             lines += _STORE_CONF
             if self.password:
                 lines.append(f"masterauth {quoted(self.password)}")
-        if self.password:
+        if self.password and not self.user:
             lines.append(f"requirepass {quoted(self.password)}")
         return "\n".join([*lines, *self._conf, ""])
 

@@ -20,11 +20,15 @@ SYNC_S = 15.0
 
 
 class Replicated(Rig):
-    """A primary and its replica; `conf` are further lines of both configurations."""
+    """A primary and its replica; `user`, `password` and `conf` are as of both `Node`s."""
 
-    def __init__(self, folder: Path, *, password: str = "", conf: Sequence[str] = ()) -> None:
-        self.primary = Node(folder / "data0", password=password, conf=conf)
-        self.replica = Node(folder / "data1", password=password, conf=conf)
+    def __init__(
+        self, folder: Path, *, user: str = "", password: str = "", conf: Sequence[str] = ()
+    ) -> None:
+        self.primary, self.replica = (
+            Node(folder / name, user=user, password=password, conf=conf)
+            for name in ("data0", "data1")
+        )
 
     @property
     def nodes(self) -> list[Node]:

@@ -59,7 +59,8 @@ for i = 1, count do
     local stream = string.sub(KEYS[1], 1, -#lane - 1) .. old_lane
     local found = redis.call('XRANGE', stream, old_id, old_id)
     if found[1] then
-      verdict = old_lane == lane and same(at, found[1][2]) and 's' or 'c'
+      local home = string.gsub(old_lane, '%.deferred$', '')
+      verdict = home == lane and same(at, found[1][2]) and 's' or 'c'
     end
   end
   if not verdict then

@@ -1,25 +1,33 @@
--- Remove a consumer that holds nothing, with its heartbeat. XGROUP DELCONSUMER alone would drop
--- what the consumer still holds.
+-- Remove consumers that hold nothing, with their heartbeats. XGROUP DELCONSUMER alone would drop
+-- what a consumer still holds.
 --
 -- KEYS  1 heartbeats · 2… the job streams of one shard
--- ARGV  1 consumer group · 2 consumer · 3 '1': only if its heartbeat is over (a sweep)
--- Returns 1 when it is gone from every stream, 0 when it still holds something or is alive.
--- O(streams). allow-oom.
-local deadline = redis.call('HGET', KEYS[1], ARGV[2])
-if ARGV[3] == '1' and deadline and tonumber(deadline) >= now_ms() then return 0 end
-local clear = 1
-for k = 2, #KEYS do
-  if redis.call('EXISTS', KEYS[k]) == 1 then
-    local pending = redis.pcall('XPENDING', KEYS[k], ARGV[1], '-', '+', 1, ARGV[2])
-    if pending.err then
-      pending = {}  -- no such group: nothing is held
+-- ARGV  1 consumer group · 2 '1': only those whose heartbeat is over (a sweep) · 3… consumers
+-- Returns how many are gone from every stream; who still holds something, or is alive, stays.
+-- O(consumers × streams). allow-oom.
+local now, gone = now_ms(), 0
+
+local function clear(stream, consumer)
+  if redis.call('EXISTS', stream) == 0 then return true, false end
+  local pending = redis.pcall('XPENDING', stream, ARGV[1], '-', '+', 1, consumer)
+  if pending.err then return true, false end  -- no such group: nothing is held
+  if #pending > 0 then return false, false end
+  return true, true
+end
+
+for i = 3, #ARGV do
+  local deadline = redis.call('HGET', KEYS[1], ARGV[i])
+  if not (ARGV[2] == '1' and deadline and tonumber(deadline) >= now) then
+    local all = true
+    for k = 2, #KEYS do
+      local free, known = clear(KEYS[k], ARGV[i])
+      if known then redis.call('XGROUP', 'DELCONSUMER', KEYS[k], ARGV[1], ARGV[i]) end
+      all = all and free
     end
-    if #pending > 0 then
-      clear = 0
-    else
-      redis.pcall('XGROUP', 'DELCONSUMER', KEYS[k], ARGV[1], ARGV[2])
+    if all then
+      redis.call('HDEL', KEYS[1], ARGV[i])
+      gone = gone + 1
     end
   end
 end
-if clear == 1 then redis.call('HDEL', KEYS[1], ARGV[2]) end
-return clear
+return gone

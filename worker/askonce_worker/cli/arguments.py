@@ -31,6 +31,11 @@ class LaneName(enum.StrEnum):
     BULK = "bulk"
 
 
+def examples(*commands: str) -> str:
+    """What stands below the help of a command; Markdown breaks lines after two blanks."""
+    return "**Examples**\n\n" + "  \n".join(commands)
+
+
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", show_default=False, help="Configuration file (TOML).")
 ]

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from askonce_worker.cli import dead
 from askonce_worker.cli.arguments import (
     AsJson,
     Column,
@@ -23,19 +24,14 @@ from askonce_worker.cli.arguments import (
     LogStyle,
     TaskName,
     Version,
+    examples,
 )
-
-
-def _examples(*commands: str) -> str:
-    """What stands below the help of a command; Markdown breaks lines after two blanks."""
-    return "**Examples**\n\n" + "  \n".join(commands)
-
 
 app = typer.Typer(
     name="askonce",
     help="An async worker-pool cache for classification: every distinct question reaches the "
     "model once, everyone who asked gets the answer.",
-    epilog=_examples(
+    epilog=examples(
         "askonce doctor askonce.toml",
         "askonce run askonce.toml messages.jsonl --task intent --out answers.jsonl",
         "askonce COMMAND --help",
@@ -56,7 +52,7 @@ def options(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "askonce run askonce.toml in.jsonl --task intent --out out.jsonl",
         "askonce run askonce.toml in.csv --column message --task intent --out out.jsonl",
         "cat in.jsonl | askonce run askonce.toml - --task intent --out - | jq .label",
@@ -130,7 +126,7 @@ def run(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "askonce worker askonce.toml",
         "askonce worker askonce.toml --processes 4 --log json",
         "askonce worker askonce.toml --burst",
@@ -173,7 +169,7 @@ def worker(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "askonce enqueue askonce.toml in.jsonl --task intent",
         "askonce enqueue askonce.toml in.csv --task intent --reply-to nightly --lane interactive",
     )
@@ -219,7 +215,7 @@ def enqueue(
     )
 
 
-@app.command(epilog=_examples("askonce stats askonce.toml", "askonce stats askonce.toml --json"))
+@app.command(epilog=examples("askonce stats askonce.toml", "askonce stats askonce.toml --json"))
 def stats(config: ConfigFile, as_json: AsJson = False) -> None:
     """Show what was answered from where, what waits, and who works.
 
@@ -231,7 +227,7 @@ def stats(config: ConfigFile, as_json: AsJson = False) -> None:
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "askonce invalidate askonce.toml --task intent",
         "askonce invalidate askonce.toml --tag policy:2026-11 --tag customer:42",
         "askonce invalidate askonce.toml --all",
@@ -274,7 +270,10 @@ def invalidate(
     )
 
 
-@app.command(epilog=_examples("askonce doctor askonce.toml", "askonce doctor askonce.toml --json"))
+app.add_typer(dead.app, name="dead")
+
+
+@app.command(epilog=examples("askonce doctor askonce.toml", "askonce doctor askonce.toml --json"))
 def doctor(config: ConfigFile, as_json: AsJson = False) -> None:
     """Check configuration, store, models and prompts; change nothing.
 

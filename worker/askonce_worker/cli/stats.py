@@ -81,7 +81,9 @@ def _fleet_table(state: FleetState) -> Table:
     for lane, jobs in state.lanes.items():
         oldest = f", the oldest for {jobs.oldest_s:,.1f} s" if jobs.backlog else ""
         table.add_row(f"backlog {lane}", f"{jobs.backlog:,} ({jobs.pending:,} pending{oldest})")
-    table.add_row("dead letters", f"{state.dead_letters:,}")
+    dropped = state.dead_letters_dropped
+    older = f" ({dropped:,} older ones were dropped to make room)" if dropped else ""
+    table.add_row("dead letters", f"{state.dead_letters:,}{older}")
     table.add_row("answers in the store", f"{state.answers:,}")
     most = state.store_max_bytes
     limit = f" of {most / 2**20:,.0f} MB" if most else ", no limit"

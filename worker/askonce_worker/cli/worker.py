@@ -7,17 +7,24 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 
+from askonce_queue.errors import ConfigError
+from askonce_queue.store_config import StoreConfig
 from askonce_worker.build import build_tasks, open_models, open_store
 from askonce_worker.cli import loop
 from askonce_worker.cli.loop import Signals
 from askonce_worker.config import Settings, load_settings
+from askonce_worker.config_listen import MAX_PORT, ListenAddress
 from askonce_worker.observe import log, notify
-from askonce_worker.pool.supervise import Supervisor
+from askonce_worker.observe.observer import observed
+from askonce_worker.observe.server import check_free, why_not
+from askonce_worker.pool.supervise import PROCESS_INDEX, Supervisor
 from askonce_worker.pool.worker import Worker
 
 
@@ -55,7 +62,9 @@ async def _serve(options: Options, settings: Settings, signals: Signals) -> int:
         open_models(settings) as backends,
         anyio.create_task_group() as tasks,
     ):
-        worker = Worker(location, build_tasks(settings, backends), settings.worker)
+        task_table = build_tasks(settings, backends)
+        worker = Worker(location, task_table, settings.worker)
+        models = {name: task.backend.name for name, task in task_table.items()}
         stopped = anyio.Event()
 
         def stop() -> None:
@@ -67,15 +76,73 @@ async def _serve(options: Options, settings: Settings, signals: Signals) -> int:
         if options.supervised:
             tasks.start_soon(_stop_with_supervisor, signals)
         tasks.start_soon(notify.show_life_forever)
-        if options.burst:
-            notify.notify(notify.READY)
-            await worker.run(burst=True)
-        else:
-            async with worker.running():
+        async with _observed(options, settings, worker, location, models):
+            if options.burst:
                 notify.notify(notify.READY)
-                await stopped.wait()
+                await worker.run(burst=True)
+            else:
+                async with worker.running():
+                    notify.notify(notify.READY)
+                    await stopped.wait()
         tasks.cancel_scope.cancel()
     return loop.OK
+
+
+@asynccontextmanager
+async def _observed(
+    options: Options,
+    settings: Settings,
+    worker: Worker,
+    location: StoreConfig,
+    models: dict[str, str],
+) -> AsyncGenerator[None]:
+    """Serve health and metrics of `worker`, if configured; until it has drained, and beyond."""
+    address = settings.worker.listen_address
+    if address is None:
+        yield
+        return
+    index = int(os.environ.get(PROCESS_INDEX, "0")) if options.supervised else 0
+    observation = observed(
+        address.of_process(index),
+        vitals=worker.vitals,
+        counters=worker.counters,
+        store=location,
+        config=settings.worker,
+        models=models,
+    )
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(observation)
+        except OSError as error:
+            raise _cannot_listen(settings, address.of_process(index), error) from error
+        yield
+
+
+def _cannot_listen(settings: Settings, address: ListenAddress, error: OSError) -> ConfigError:
+    return settings.source.error(
+        "worker.listen", f"expected an address that is free, got {address}: {why_not(error)}"
+    )
+
+
+def _check_ports(settings: Settings, processes: int) -> None:
+    """Raise `ConfigError` unless every process can have its port.
+
+    Later it would be the fault of one of several that run, and tried again for ever.
+    """
+    address = settings.worker.listen_address
+    if address is None:
+        return
+    if address.port + processes - 1 > MAX_PORT:
+        raise settings.source.error(
+            "worker.listen",
+            f"expected a port of at most {MAX_PORT - processes + 1}, because each of {processes} "
+            f"processes has its own, got {address.port}",
+        )
+    for one in {address.of_process(index) for index in range(processes)}:
+        try:
+            check_free(one)
+        except OSError as error:
+            raise _cannot_listen(settings, one, error) from error
 
 
 async def _stop_with_supervisor(signals: Signals) -> None:
@@ -91,6 +158,7 @@ async def _supervise(
     options: Options, settings: Settings, style: log.Style, signals: Signals
 ) -> int:
     """Have others be the workers; hold the embedded store for them."""
+    _check_ports(settings, options.processes)
     # -P: what lies in the working directory does not come before installed packages.
     command = [sys.executable, "-P", "-m", "askonce_worker", "worker"]
     command += [

@@ -1,19 +1,23 @@
-"""What a worker counts, and the loop that adds it to the fleet's totals in the store.
+"""What a worker counts and times, and the loop that adds the counts to the fleet's totals.
 
-Totals are kept per task in one hash (`stats:{tag}`, field `task|name`). A flush that fails is
-repeated with the next; counts that were flushed twice because a reply was lost are possible and
-tolerable (they are numbers to steer by, not the ledger).
+Totals are kept per task in one hash of the store (`stats:{tag}`, field `task|name`). A flush that
+fails is repeated with the next; counts that were flushed twice because a reply was lost are
+possible and tolerable (they are numbers to steer by, not the ledger).
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import anyio
 from redis.exceptions import RedisError
 
 from askonce_queue import queue_scripts
 from askonce_queue.store import Store
+from askonce_worker.clock import Clock, SystemClock
+from askonce_worker.observe.histogram import CALL_BOUNDS_S, Histogram
 
 FLUSH_EVERY_S = 1.0
 
@@ -21,8 +25,11 @@ FLUSH_EVERY_S = 1.0
 class Counters:
     """Counts since the start of this process, and what is not flushed yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         self.totals: Counter[tuple[str, str]] = Counter()
+        self.call_durations: dict[str, Histogram] = {}
+        """How long model calls took, by model."""
+        self._clock = clock or SystemClock()
         self._unflushed: Counter[tuple[str, str]] = Counter()
 
     def count(self, task: str, name: str, amount: int = 1) -> None:
@@ -37,6 +44,27 @@ class Counters:
             for (_, counted), amount in counts.items()
             if counted == name
         )
+
+    def since_start(self) -> Counter[tuple[str, str]]:
+        """All counts of this process, by task and name."""
+        return self.totals + self._unflushed
+
+    @contextmanager
+    def model_call(self, model: str) -> Generator[None]:
+        """Time a call of `model`, whether it succeeds or fails; not one that is cancelled."""
+        began = self._clock.monotonic()
+        try:
+            yield
+        except Exception:
+            self._time_call(model, began)
+            raise
+        self._time_call(model, began)
+
+    def _time_call(self, model: str, began: float) -> None:
+        durations = self.call_durations.get(model)
+        if durations is None:
+            durations = self.call_durations[model] = Histogram(CALL_BOUNDS_S)
+        durations.observe(self._clock.monotonic() - began)
 
     async def flush_forever(self, store: Store, shard_tag: str) -> None:
         """Flush every second."""

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Any
 
 import msgspec
-from redis.exceptions import ResponseError
 
 from askonce_queue import names
 from askonce_queue.checks import parse_info
-from askonce_queue.queue_scripts import LANES, Lane
+from askonce_queue.queue_scripts import LANES
 from askonce_queue.store import Store
+from askonce_worker.observe.backlog import LaneState, read_shard
 
 HIT_SOURCES = ("memory", "store", "semantic", "coalesced", "stale")
 """Where an answer can come from without a model call of its own."""
@@ -44,19 +43,12 @@ class TaskTotals(msgspec.Struct):
         return sum(self.hits.values()) + self.misses
 
 
-class LaneState(msgspec.Struct):
-    """The jobs of one lane that are not settled. `pending` are in the hands of workers."""
-
-    backlog: int = 0
-    pending: int = 0
-    oldest_s: float = 0.0
-
-
 class FleetState(msgspec.Struct, kw_only=True):
     """Everything `askonce stats` shows.
 
-    `jobs` counts how deliveries ended. `answers` are those the store keeps, expired ones included
-    until the server notices.
+    `jobs` counts how deliveries ended. `dead_letters_dropped` made room for newer ones, as
+    `max_dead` wants it. `answers` are those the store keeps, expired ones included until the server
+    notices.
     """
 
     pool: str
@@ -66,6 +58,7 @@ class FleetState(msgspec.Struct, kw_only=True):
     jobs: dict[str, int]
     lanes: dict[str, LaneState]
     dead_letters: int
+    dead_letters_dropped: int
     answers: int
     store_bytes: int
     store_max_bytes: int
@@ -85,10 +78,12 @@ async def read_fleet(store: Store, pool: str) -> FleetState:
     for tag in store.tags:
         counts += await _counts(store, tag)
         workers |= await _alive(store, tag, pool, now_ms)
-        dead = names.dead(tag, pool)
-        dead_letters += int(await store.send(dead, "XLEN", dead))
-        for lane, state in lanes.items():
-            await _add_lane(store, Lane(tag, pool, lane), state, now_ms)
+        shard = await read_shard(store, tag, pool)
+        dead_letters += shard.dead_letters
+        for lane, state in shard.lanes.items():
+            lanes[lane].backlog += state.backlog
+            lanes[lane].pending += state.pending
+            lanes[lane].oldest_s = max(lanes[lane].oldest_s, round(state.oldest_s, 1))
     servers = await _servers(store)
     return FleetState(
         pool=pool,
@@ -101,6 +96,7 @@ async def read_fleet(store: Store, pool: str) -> FleetState:
         jobs=_by_prefix(Counter({k: n for k, n in counts.items() if k[0] == WORKER}), "jobs_"),
         lanes=lanes,
         dead_letters=dead_letters,
+        dead_letters_dropped=counts[WORKER, "dead_letters_dropped"],
         answers=sum(map(_answers, servers)),
         store_bytes=sum(int(server["used_memory"]) for server in servers),
         store_max_bytes=sum(int(server["maxmemory"]) for server in servers),
@@ -126,22 +122,6 @@ async def _alive(store: Store, tag: str, pool: str, now_ms: int) -> set[str]:
         for consumer, deadline in zip(beats[::2], beats[1::2], strict=True)
         if int(deadline) >= now_ms
     }
-
-
-async def _add_lane(store: Store, lane: Lane, state: LaneState, now_ms: int) -> None:
-    """Add the jobs of one shard to a lane's state."""
-    stream = lane.stream
-    if backlog := int(await store.send(stream, "XLEN", stream)):
-        state.backlog += backlog
-        first: Any = await store.send(stream, "XRANGE", stream, "-", "+", "COUNT", 1)
-        if first:
-            enqueued_ms = int(bytes(first[0][0]).partition(b"-")[0])
-            state.oldest_s = max(state.oldest_s, round((now_ms - enqueued_ms) / 1000, 1))
-    try:
-        pending: Any = await store.send(stream, "XPENDING", stream, names.GROUP)
-    except ResponseError:
-        return  # no worker has ever served this lane
-    state.pending += int(pending[0])
 
 
 async def _servers(store: Store) -> list[dict[str, str]]:

@@ -24,6 +24,8 @@ class DeliveryEnd(enum.Enum):
     """Undecodable or poison: an error reply and a dead letter."""
     RETURNED = "returned"
     """Handed to `returned` by a drain, for any worker to take."""
+    DEFERRED = "deferred"
+    """Moved out of the way of hits, to wait in the store for room at its model."""
     RECLAIMED = "reclaimed"
     """Taken by another worker because this one looked dead; its settle changes nothing."""
 
@@ -31,8 +33,17 @@ class DeliveryEnd(enum.Enum):
 class Outlet(Protocol):
     """Where settled deliveries go: the outbox."""
 
+    @property
+    def crowded(self) -> bool:
+        """Whether so many deliveries wait here that others should wait in the store."""
+        ...
+
     def put(self, delivery: Delivery, reply: WireReply) -> None:
         """Take the one reply of a delivery."""
+        ...
+
+    def defer(self, delivery: Delivery) -> None:
+        """Have a delivery wait in the store."""
         ...
 
 
@@ -66,6 +77,14 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
             self,
             WireReply(id=self.job_id, answer=entry.json, source=source, age_s=round(age_s, 3)),
         )
+
+    def may_defer(self) -> bool:
+        """Whether this job should rather wait in the store; one that has done so stays."""
+        return self.outlet.crowded and not self.lane.is_deferred
+
+    def deferred(self) -> None:
+        """Wait in the store."""
+        self.outlet.defer(self)
 
     def failed(self, error: ErrorInfo, cause: Exception | None) -> None:
         """Reply with an error."""

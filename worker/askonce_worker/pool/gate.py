@@ -17,6 +17,11 @@ class Gate:
         self._still = anyio.Event()
         self._still.set()
 
+    @property
+    def paused(self) -> bool:
+        """Whether fetching has to wait for a while."""
+        return self._paused
+
     async def pass_through(self) -> bool:
         """Wait while the gate is closed; False when the worker stops. Pair with `stand_still`."""
         while self._paused and not self.stopping:

@@ -17,8 +17,10 @@ class Held:
     not under way.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, most_waiting: int) -> None:
         self.most = most
+        self.most_waiting = most_waiting
+        """From how many deliveries under way those that cannot be asked now are deferred."""
         self._active: defaultdict[Lane, set[bytes]] = defaultdict(set)
         self._parked: defaultdict[Lane, set[bytes]] = defaultdict(set)
         self._changed = anyio.Event()
@@ -31,6 +33,17 @@ class Held:
     def room(self) -> int:
         """How many more deliveries may be fetched."""
         return max(0, self.most - len(self))
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there are so many that those that cannot be asked now are to be deferred."""
+        return len(self) > self.most_waiting
+
+    @property
+    def room_for_deferred(self) -> int:
+        """How many deferred deliveries may be fetched: none until it is half empty again."""
+        room = self.most_waiting - len(self)
+        return room if 2 * room >= self.most_waiting else 0
 
     def add(self, lane: Lane, entry_ids: Iterable[bytes]) -> None:
         """Deliveries are under way, whether new or parked until now."""

@@ -57,6 +57,7 @@ class Intake:
         self._store = store
         self._commands = commands
         self._lanes = {lane.stream: lane for lane in lanes}
+        self._deferred = {lane.deferred.stream: lane.deferred for lane in lanes}
         self._shard_tag = lanes[0].tag
         self._beat = beat
         self._gate = gate
@@ -72,6 +73,8 @@ class Intake:
         """At first too: the group must exist."""
         self._strays_due = clock.monotonic() + STRAY_CHECK_S
         self._rng = random.Random()
+        self.read_at: float | None = None
+        """When the last fetch succeeded, with or without jobs; monotonic."""
 
     async def run(self) -> None:
         """Fetch until the gate is closed for good."""
@@ -105,19 +108,20 @@ class Intake:
     async def _step(self) -> None:
         try:
             if self._recover:
-                for lane in self._lanes.values():
+                for lane in self._every_lane():
                     await self._commands.run(ensure_group(lane))
                     await self._take_strays(lane, idle_ms=0)
                 self._recover = False
             elif self._clock.monotonic() >= self._strays_due:
-                for lane in self._lanes.values():
+                for lane in self._every_lane():
                     await self._take_strays(lane, idle_ms=STRAY_IDLE_MS)
                 self._strays_due = self._clock.monotonic() + STRAY_CHECK_S
             fetched = await self._fetch()
+            self.read_at = self._clock.monotonic()
         except ResponseError as error:
             if not str(error).startswith("NOGROUP"):
                 raise
-            for lane in self._lanes.values():
+            for lane in self._every_lane():
                 await self._commands.run(ensure_group(lane))
             return
         for stream, entries in fetched:
@@ -138,6 +142,33 @@ class Intake:
             *([">"] * len(streams)),
         )
         return fetched or []
+
+    async def fetch_deferred(self, most: int) -> int:
+        """Fetch deferred jobs, at most `most` of all lanes; return how many came.
+
+        Raises redis-py's errors; what the server gave away then is taken up by the next recovery.
+        """
+        if not self._beat.fresh(self._shard_tag):
+            return 0
+        count = max(1, min(self._batch, most // len(self._deferred)))
+        streams = list(self._deferred)
+        try:
+            fetched: list[tuple[bytes, list[Entry]]] | None = await self._store.send(
+                streams[0],
+                *("XREADGROUP", "GROUP", names.GROUP, self._beat.consumer, "COUNT", count),
+                "STREAMS",
+                *streams,
+                *([">"] * len(streams)),
+            )
+        except (RedisError, OSError):
+            self._recover = True
+            raise
+        for stream, entries in fetched or ():
+            self.accept(self._deferred[stream], entries)
+        return sum(len(entries) for _, entries in fetched or ())
+
+    def _every_lane(self) -> list[Lane]:
+        return [*self._lanes.values(), *self._deferred.values()]
 
     def accept(self, lane: Lane, entries: Sequence[Entry]) -> None:
         """Hold deliveries and start on them."""

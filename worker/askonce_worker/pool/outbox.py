@@ -8,6 +8,7 @@ harmless, so every failure is simply repeated.
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -31,6 +32,10 @@ MOST_DEAD_FIELDS = 200
 MOST_CALLS = 8
 """Most chunks in one round trip: bounds the time until its first reply is out."""
 
+_DEFERRED_FULL = ErrorInfo(
+    "deferred_full", "the model is saturated and no more jobs may wait for it (max_deferred)"
+)
+
 Settled = tuple[Delivery, WireReply]
 T = TypeVar("T")
 
@@ -41,15 +46,24 @@ class Outbox:
     """Settles the deliveries of one shard."""
 
     def __init__(
-        self, store: Store, held: Held, clock: Clock, counters: Counters, max_dead: int
+        self,
+        store: Store,
+        held: Held,
+        clock: Clock,
+        counters: Counters,
+        *,
+        max_dead: int,
+        max_deferred: int,
     ) -> None:
         self._store = store
         self._held = held
         self._clock = clock
         self._counters = counters
         self._max_dead = max_dead
+        self._max_deferred = max_deferred
         self._waiting: list[Settled] = []
         self._bad: list[tuple[Lane, Bad]] = []
+        self._deferring: list[Delivery] = []
         self._writing = 0
         self._bell = anyio.Event()
         self._emptied = anyio.Event()
@@ -63,11 +77,21 @@ class Outbox:
     @property
     def size(self) -> int:
         """Deliveries that are answered and not yet settled."""
-        return len(self._waiting) + len(self._bad) + self._writing
+        return len(self._waiting) + len(self._bad) + len(self._deferring) + self._writing
 
     def put(self, delivery: Delivery, reply: WireReply) -> None:
         """Take the one reply of a delivery."""
         self._waiting.append((delivery, reply))
+        self._bell.set()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether deliveries that cannot be asked now should wait in the store."""
+        return self._held.crowded
+
+    def defer(self, delivery: Delivery) -> None:
+        """Take a delivery that shall wait in the store."""
+        self._deferring.append(delivery)
         self._bell.set()
 
     def bury(self, lane: Lane, bad: Bad) -> None:
@@ -96,11 +120,14 @@ class Outbox:
         most = CHUNK * MOST_CALLS
         batch, self._waiting = self._waiting[:most], self._waiting[most:]
         bad, self._bad = self._bad[:most], self._bad[most:]
-        self._writing = len(batch) + len(bad)
+        deferring, self._deferring = self._deferring[:most], self._deferring[most:]
+        self._writing = len(batch) + len(bad) + len(deferring)
         if batch:
             await self._settle(batch)
         for lane, one in bad:
             await self._bury(lane, one)
+        if deferring:
+            await self._defer(deferring)
 
     async def _settle(self, batch: list[Settled]) -> None:
         now_ms = self._clock.wall_ms()
@@ -120,6 +147,29 @@ class Outbox:
             if lost:
                 self._count(DeliveryEnd.RECLAIMED, lost)
             self._count(DeliveryEnd.SETTLED, len(part) - lost)
+
+    async def _defer(self, deliveries: list[Delivery]) -> None:
+        """Move deliveries to the deferred stream; those for which it has no room are refused."""
+        by_lane: defaultdict[Lane, list[Delivery]] = defaultdict(list)
+        for delivery in deliveries:
+            by_lane[delivery.lane].append(delivery)
+        parts = [
+            (lane, waiting[start : start + CHUNK])
+            for lane, waiting in by_lane.items()
+            for start in range(0, len(waiting), CHUNK)
+        ]
+        calls = [
+            queue_scripts.defer(lane, self._max_deferred, [(d.entry_id, d.record) for d in part])
+            for lane, part in parts
+        ]
+        for (lane, part), letters in zip(parts, await self._until_done(calls), strict=True):
+            self._writing -= len(part)
+            moved = [d for d, letter in zip(part, letters.decode(), strict=True) if letter != "f"]
+            self._held.remove(lane, [delivery.entry_id for delivery in moved])
+            self._count(DeliveryEnd.DEFERRED, letters.count(b"d"))
+            for delivery, letter in zip(part, letters.decode(), strict=True):
+                if letter == "f":
+                    delivery.failed(_DEFERRED_FULL, None)
 
     async def _bury(self, lane: Lane, bad: Bad) -> None:
         envelope = bad.envelope

@@ -3,7 +3,7 @@
 A process that ends is replaced, later each time it dies young, for ever. The supervisor is the
 service manager of its workers: they tell it by sd_notify when they are ready and, where systemd
 asked for signs of life, that they live; one that hangs is killed and replaced. A worker holds the
-other end of a pipe, and drains when its supervisor is gone.
+other end of a pipe, and drains when its supervisor is gone; it is told which of them it is.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ RESTART_S = (0.5, 30.0)
 """The first pause before a replacement, and the longest; it doubles."""
 STEADY_S = 60.0
 """A process that lived for so long is replaced after the shortest pause again."""
+PROCESS_INDEX = "ASKONCE_PROCESS_INDEX"
+"""The variable that tells a worker process which of them it is, from 0."""
 CANNOT_START = (2, 69)
 """Exit codes of a worker that cannot run with this configuration (2), or finds no store (69)."""
 
@@ -132,7 +134,7 @@ class Supervisor:
 
     async def _live(self, slot: _Slot, address: str) -> int:
         """Start one process and return its exit code; it never outlives this call."""
-        environment = {**os.environ, "NOTIFY_SOCKET": address}
+        environment = {**os.environ, "NOTIFY_SOCKET": address, PROCESS_INDEX: str(slot.index)}
         environment.pop("WATCHDOG_PID", None)  # it is meant for us
         process = await anyio.open_process(
             self._command,

@@ -1,7 +1,11 @@
 """The sweep: removes what the dead left behind, a bounded piece a round.
 
 Leases, tries, id records and reply streams carry their deadlines inside, because a TTL would make
-them prey of eviction. Every worker sweeps; doing it twice is harmless.
+them prey of eviction. Every worker sweeps; doing it twice is harmless. A round looks at one page of
+each kind, whatever there is of it; a page with much to remove is followed by the next one soon.
+
+Cursors are the server's own: after a failover they may mean nothing to the new one, which then
+skips some of a hash this time around. Nothing is removed for being where a cursor points.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import Any
 
 import anyio
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from askonce_queue import answer_scripts, names, queue_scripts
 from askonce_queue.queue_scripts import Lane
@@ -21,14 +25,28 @@ from askonce_queue.scripts import Call
 from askonce_queue.store import Store
 
 COUNT = 500
-LEASE_GRACE_MS = 60_000
+"""How much of each kind a round looks at."""
+MUCH = COUNT // 4
+"""A page with so much to remove is worth the next one soon: a look costs at most 4 for each find,
+and however many workers there are, they remove no faster than that."""
+SOON = 1 / 50
+"""How soon, as a part of the usual pause."""
+LEASE_GRACE = 6
+"""How long after its end a lease is kept, in lease TTLs: its holder may be paused, and its attempts
+count for whoever takes it over."""
 RECORD_GRACE_MS = 60_000
+MOST_TAGS = 1_000_000
+"""Invalidations of tags kept in one shard; beyond them all older answers are invalid."""
+MOST_TOTALS = 10_000
+"""Fields of the totals kept in one shard."""
+OTHERS = "(others)"
+"""The task that takes the totals of those that do not fit."""
 
 log = structlog.get_logger("askonce.sweep")
 
 
 class Sweep:
-    """Sweeps all shards of one pool. `every_s` is the mean time between two rounds."""
+    """Sweeps all shards of one pool. `every_s` is the mean time between two rounds of a shard."""
 
     def __init__(
         self,
@@ -37,99 +55,158 @@ class Sweep:
         *,
         every_s: float,
         client_retain_s: float,
+        lease_ttl_s: float,
         rng: random.Random | None = None,
     ) -> None:
-        self._store = store
-        self._by_shard: defaultdict[str, list[Lane]] = defaultdict(list)
+        by_shard: defaultdict[str, list[Lane]] = defaultdict(list)
         for lane in lanes:
-            self._by_shard[lane.tag].append(lane)
+            by_shard[lane.tag].append(lane)
+        self._shards = [
+            _ShardSweep(
+                store,
+                shard_lanes,
+                retain_ms=int(client_retain_s * 1000),
+                lease_grace_ms=int(LEASE_GRACE * lease_ttl_s * 1000),
+            )
+            for shard_lanes in by_shard.values()
+        ]
         self._every_s = every_s
-        self._retain_ms = int(client_retain_s * 1000)
         self._rng = rng or random.Random()
-        self._cursors: defaultdict[tuple[str, str], int] = defaultdict(int)
 
     async def run(self) -> None:
-        """Sweep for ever, at times that differ between workers."""
+        """Sweep for ever, each shard by itself, at times that differ between workers."""
+        async with anyio.create_task_group() as tasks:
+            for shard in self._shards:
+                tasks.start_soon(self._run_shard, shard)
+
+    async def _run_shard(self, shard: _ShardSweep) -> None:
+        pause_s = self._every_s
         while True:
-            await anyio.sleep(self._every_s * self._rng.uniform(0.5, 1.5))
-            try:
-                await self.once()
-            except (RedisError, OSError) as error:
-                log.warning("sweep failed", error=str(error))
+            await anyio.sleep(pause_s * self._rng.uniform(0.5, 1.5))
+            removed = await shard.once()
+            much = max(removed.values(), default=0) >= MUCH
+            pause_s = self._every_s * SOON if much else self._every_s
 
     async def once(self) -> int:
-        """Sweep one piece of everything; return how much was removed. Raises redis-py's errors."""
-        removed = 0
-        for tag, lanes in self._by_shard.items():
-            for kind, call in self._calls(tag, lanes):
-                cursor, dropped = await self._store.run(call)
-                self._cursors[tag, kind] = int(cursor)
-                removed += int(dropped)
-            removed += await self._dead_consumers(lanes)
+        """Sweep one piece of everything; return how much was removed.
+
+        Never raises for what the store does: a shard that fails is swept the next time.
+        """
+        return sum([sum((await shard.once()).values()) for shard in self._shards])
+
+
+class _ShardSweep:
+    """Sweeps one shard, and remembers how far it is."""
+
+    def __init__(
+        self, store: Store, lanes: Sequence[Lane], *, retain_ms: int, lease_grace_ms: int
+    ) -> None:
+        self._store = store
+        self._lanes = lanes
+        self._tag = lanes[0].tag
+        self._beats = names.beats(self._tag, lanes[0].pool)
+        self._retain_ms = retain_ms
+        self._lease_grace_ms = lease_grace_ms
+        self._cursors: defaultdict[str, int] = defaultdict(int)
+        self._listed: list[bytes] = []
+
+    async def once(self) -> dict[str, int]:
+        """Sweep one page of each kind; how much of each was removed, where anything was."""
+        pages = self._pages()
+        failure: Exception | None = None
+        removed: dict[str, int] = {}
+        for kind, result in zip(
+            pages, await self._store.run_many(list(pages.values())), strict=True
+        ):
+            if isinstance(result, Exception):
+                failure = result
+                self._cursors[kind] = 0
+            else:
+                self._cursors[kind], removed[kind] = int(result[0]), int(result[1])
+        try:
+            removed["consumers"] = await self._dead_consumers()
+        except (RedisError, OSError) as error:
+            failure = error
+            self._cursors["beats"] = 0
+        if failure is not None:
+            log.warning("sweep failed", shard=self._tag, error=str(failure))
+        removed = {kind: count for kind, count in removed.items() if count}
         if removed:
-            log.info("swept", removed=removed)
+            log.info("swept", shard=self._tag, **removed)
         return removed
 
-    def _calls(self, tag: str, lanes: Sequence[Lane]) -> list[tuple[str, Call]]:
-        at, pool = self._cursors, lanes[0].pool
-        return [
-            (
-                "leases",
-                answer_scripts.sweep_leases(
-                    tag, cursor=at[tag, "leases"], count=COUNT, grace_ms=LEASE_GRACE_MS
-                ),
+    def _pages(self) -> dict[str, Call]:
+        """The next page of each kind."""
+        tag, pool, at = self._tag, self._lanes[0].pool, self._cursors
+        return {
+            "leases": answer_scripts.sweep_leases(
+                tag, cursor=at["leases"], count=COUNT, grace_ms=self._lease_grace_ms
             ),
-            (
-                "tries",
-                answer_scripts.sweep_tries(tag, cursor=at[tag, "tries"], count=COUNT, grace_ms=0),
+            "tries": answer_scripts.sweep_tries(tag, cursor=at["tries"], count=COUNT, grace_ms=0),
+            "tags": answer_scripts.sweep_tags(tag, count=COUNT, most=MOST_TAGS),
+            "ids": queue_scripts.sweep_records(
+                names.ids(tag, pool),
+                self._lanes,
+                cursor=at["ids"],
+                count=COUNT,
+                where="value",
+                grace_ms=RECORD_GRACE_MS,
             ),
-            (
-                "ids",
-                queue_scripts.sweep_records(
-                    names.ids(tag, pool),
-                    lanes,
-                    cursor=at[tag, "ids"],
-                    count=COUNT,
-                    where="value",
-                    grace_ms=RECORD_GRACE_MS,
-                ),
+            "solo": queue_scripts.sweep_records(
+                names.solo(tag, pool),
+                self._lanes,
+                cursor=at["solo"],
+                count=COUNT,
+                where="field",
+                grace_ms=RECORD_GRACE_MS,
             ),
-            (
-                "solo",
-                queue_scripts.sweep_records(
-                    names.solo(tag, pool),
-                    lanes,
-                    cursor=at[tag, "solo"],
-                    count=COUNT,
-                    where="field",
-                    grace_ms=RECORD_GRACE_MS,
-                ),
+            "clients": queue_scripts.sweep_clients(
+                tag, cursor=at["clients"], count=COUNT, retain_ms=self._retain_ms
             ),
-            (
-                "clients",
-                queue_scripts.sweep_clients(
-                    tag, cursor=at[tag, "clients"], count=COUNT, retain_ms=self._retain_ms
-                ),
+            "owed": queue_scripts.sweep_owed(tag, cursor=at["owed"], count=COUNT),
+            "totals": queue_scripts.sweep_stats(
+                tag, cursor=at["totals"], count=COUNT, most=MOST_TOTALS, others=OTHERS
             ),
-        ]
+        }
 
-    async def _dead_consumers(self, lanes: Sequence[Lane]) -> int:
-        """Remove consumers whose heartbeat is over and that hold nothing."""
-        removed = 0
-        beats = names.beats(lanes[0].tag, lanes[0].pool)
-        beating: list[bytes] = await self._store.send(beats, "HKEYS", beats)
-        known = dict.fromkeys(beating, 0)
-        for lane in lanes:
-            rows: list[Any] = await self._store.send(
-                lane.stream, "XINFO", "CONSUMERS", lane.stream, names.GROUP
-            )
-            for row in rows:
+    async def _dead_consumers(self) -> int:
+        """Remove consumers whose heartbeat is over and that hold nothing. Raises redis-py's errors.
+
+        Who fetches has a heartbeat, so the heartbeats tell nearly all of them, page by page. One
+        that was removed while it was paused in a read comes back without: it is found among the
+        consumers. Their list has no pages (50,000 take the server 175 ms), so it is asked for when
+        the heartbeats show nobody dead, and worked off before it is asked for again.
+        """
+        page: Any = await self._store.send(
+            self._beats, "HSCAN", self._beats, self._cursors["beats"], "COUNT", COUNT
+        )
+        self._cursors["beats"] = int(page[0])
+        removed = await self._leave(page[1][::2])
+        if not removed:
+            if not self._listed:
+                self._listed = await self._list()
+            removed = await self._leave(self._listed[-COUNT:])
+            del self._listed[-COUNT:]
+        return removed
+
+    async def _leave(self, consumers: Sequence[bytes]) -> int:
+        if not consumers:
+            return 0
+        call = queue_scripts.leave(self._lanes, *consumers, only_if_dead=True)
+        return int(await self._store.run(call))
+
+    async def _list(self) -> list[bytes]:
+        """The consumers that hold nothing. Raises redis-py's errors."""
+        holding: dict[bytes, int] = {}
+        for result in await self._store.send_many(
+            [(ln.stream, ("XINFO", "CONSUMERS", ln.stream, names.GROUP)) for ln in self._lanes]
+        ):
+            if isinstance(result, ResponseError):
+                continue  # no such stream or group: nobody has ever served this lane
+            if isinstance(result, Exception):
+                raise result
+            for row in result:
                 fields = dict(zip(row[::2], row[1::2], strict=True))
                 name: bytes = fields[b"name"]
-                known[name] = known.get(name, 0) + int(fields[b"pending"])
-        for name, pending in known.items():
-            if pending == 0 and name != names.RETURNED:
-                removed += int(
-                    await self._store.run(queue_scripts.leave(lanes, name, only_if_dead=True))
-                )
-        return removed
+                holding[name] = holding.get(name, 0) + int(fields[b"pending"])
+        return [name for name, held in holding.items() if not held and name != names.RETURNED]

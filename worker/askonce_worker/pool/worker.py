@@ -29,8 +29,10 @@ from askonce_queue.store_config import StoreConfig
 from askonce_worker.clock import Clock, SystemClock
 from askonce_worker.config import WorkerConfig
 from askonce_worker.observe.counters import Counters
+from askonce_worker.observe.health import ShardVitals, Vitals
 from askonce_worker.pool.beat import Beat
 from askonce_worker.pool.decode import Decoder
+from askonce_worker.pool.deferred import Deferred
 from askonce_worker.pool.delivery import DeliveryEnd
 from askonce_worker.pool.gate import Gate
 from askonce_worker.pool.held import Held
@@ -79,9 +81,10 @@ class Worker:
             block_s=BLOCK_MS / 1000,
             max_connections=len(self._tags) + 1,
         )
-        self.lanes = [Lane(tag, config.pool, lane) for tag in self._tags for lane in LANES]
+        lanes = [Lane(tag, config.pool, lane) for tag in self._tags for lane in LANES]
+        self.lanes = [*lanes, *(lane.deferred for lane in lanes)]
         self._gate = Gate()
-        self._held = Held(config.max_held)
+        self._held = Held(config.max_held, config.max_waiting)
         self._hurry = anyio.Event()
         self._stop = anyio.Event()
         self.resolver = Resolver(
@@ -95,7 +98,14 @@ class Worker:
             rng=self._rng,
         )
         self._outboxes = {
-            tag: Outbox(self._commands, self._held, self._clock, self.counters, config.max_dead)
+            tag: Outbox(
+                self._commands,
+                self._held,
+                self._clock,
+                self.counters,
+                max_dead=config.max_dead,
+                max_deferred=config.max_deferred,
+            )
             for tag in self._tags
         }
         self._beat = Beat(
@@ -106,12 +116,44 @@ class Worker:
             config.heartbeat_ttl_s,
         )
         self._task_table = tasks
+        self._intakes: dict[str, Intake] = {}
 
     def stop(self) -> None:
         """Drain; called again: without the grace period."""
         if self._stop.is_set():
             self._hurry.set()
         self._stop.set()
+
+    def vitals(self) -> Vitals:
+        """What this worker knows of itself now."""
+        memory, now, down = self.resolver.memory, self._clock.monotonic(), self._commands.down()
+        return Vitals(
+            consumer=self.consumer,
+            started=bool(self._intakes),
+            stopping=self._stop.is_set() or self._gate.stopping,
+            shards=tuple(
+                ShardVitals.of(
+                    tag,
+                    read_at=self._intakes[tag].read_at if self._intakes else None,
+                    now=now,
+                    error=down.get(tag),
+                    outbox=outbox.size,
+                )
+                for tag, outbox in self._outboxes.items()
+            ),
+            # As the intakes see it; asked of what is held, so that one that sleeps on is found.
+            full=4 * self._held.room < min(self.config.batch, self._held.most),
+            paused=self._gate.paused,
+            held=len(self._held),
+            flights=len(self.resolver.flights),
+            leases=len(self.resolver.leases),
+            slots_in_use={
+                task.backend.name: task.backend.in_flight for task in self._task_table.values()
+            },
+            memory_bytes=memory.size_bytes,
+            memory_entries=len(memory),
+            memory_evictions=memory.evictions,
+        )
 
     async def run(self, *, burst: bool = False) -> None:
         """Serve until `stop()` or, with `burst`, until there is nothing left to do.
@@ -151,9 +193,10 @@ class Worker:
         for tag in self._tags:
             tasks.start_soon(self._outboxes[tag].run)
             tasks.start_soon(self._beat.run, tag)
-        intakes = {tag: self._intake(tag) for tag in self._tags}
+        self._intakes = intakes = {tag: self._intake(tag) for tag in self._tags}
         for intake in intakes.values():
             tasks.start_soon(intake.run)
+            tasks.start_soon(Deferred(self._gate, self._held, intake.fetch_deferred).run)
         reclaim = Reclaim(
             self._commands,
             self.lanes,
@@ -171,6 +214,7 @@ class Worker:
             self.lanes,
             every_s=self.config.sweep_every_s,
             client_retain_s=self.config.client_retain_s,
+            lease_ttl_s=self.config.lease_ttl_s,
             rng=self._rng,
         )
         tasks.start_soon(sweep.run)
@@ -181,7 +225,7 @@ class Worker:
         return Intake(
             self._blocking,
             self._commands,
-            [lane for lane in self.lanes if lane.tag == tag],
+            [lane for lane in self.lanes if lane.tag == tag and not lane.is_deferred],
             beat=self._beat,
             gate=self._gate,
             held=self._held,
@@ -229,18 +273,21 @@ class Worker:
 
     async def _give_back(self) -> int:
         """Hand what is still under way to `returned`, from which any worker takes it at once."""
+        parts = [
+            (lane, entries[start : start + CHUNK])
+            for lane in self.lanes
+            for entries in [self._held.under_way(lane)]
+            for start in range(0, len(entries), CHUNK)
+        ]
+        calls = [queue_scripts.give_back(lane, self.consumer, part) for lane, part in parts]
         returned = 0
-        for lane in self.lanes:
-            entries = self._held.under_way(lane)
-            for start in range(0, len(entries), CHUNK):
-                part = entries[start : start + CHUNK]
-                try:
-                    call = queue_scripts.give_back(lane, self.consumer, part)
-                    returned += int(await self._commands.run(call))
-                except (RedisError, OSError) as error:
-                    # Reclaim finds them; asking again for every part would only hold up the exit.
-                    log.warning("could not hand jobs back", jobs=len(entries), error=str(error))
-                    return returned
+        for (lane, part), result in zip(parts, await self._commands.run_many(calls), strict=True):
+            if isinstance(result, Exception):  # reclaim finds them
+                log.warning(
+                    "could not hand jobs back", shard=lane.tag, jobs=len(part), error=str(result)
+                )
+            else:
+                returned += int(result)
         if returned:
             self.counters.count("*", f"jobs_{DeliveryEnd.RETURNED.value}", returned)
         return returned

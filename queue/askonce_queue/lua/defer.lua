@@ -1,0 +1,25 @@
+-- Move jobs that cannot be asked now out of the way of those that can be answered.
+--
+-- KEYS  1 jobs stream · 2 deferred stream · 3 id records
+-- ARGV  1 consumer group · 2 deferred lane · 3 most deferred jobs, then per job: entry id · id-record
+--       field
+-- Returns one letter a job: d deferred · f no room: it is still mine · x no longer mine.
+-- Re-sent, it finds the jobs gone and says x: they are deferred all the same. O(jobs). allow-oom:
+-- what it adds it takes away elsewhere.
+local room = tonumber(ARGV[3]) - redis.call('XLEN', KEYS[2])
+local letters = {}
+for i = 4, #ARGV, 2 do
+  local letter = 'f'
+  if room > 0 then
+    local entry = redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i])[1]
+    letter = 'x'
+    if entry and redis.call('XACK', KEYS[1], ARGV[1], ARGV[i]) == 1 then
+      local id = redis.call('XADD', KEYS[2], '*', unpack(entry[2]))
+      redis.call('XDEL', KEYS[1], ARGV[i])
+      redis.call('HSET', KEYS[3], ARGV[i + 1], ARGV[2] .. '/' .. id)
+      room, letter = room - 1, 'd'
+    end
+  end
+  letters[#letters + 1] = letter
+end
+return table.concat(letters)

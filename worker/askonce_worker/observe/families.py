@@ -1,0 +1,118 @@
+"""Which counters make which metric: what is counted where it happens, as Prometheus shows it.
+
+Every value that a label can have stands here, so each is there from the start, at 0, and the first
+event shows in a rate. Counters that are not here are not shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Family(NamedTuple):
+    """One metric of several counters.
+
+    `counters` maps the name under which something is counted to the value of `label`; without a
+    label it is the one name.
+    """
+
+    name: str
+    help: str
+    counters: Mapping[str, str]
+    label: str = ""
+    by: tuple[str, ...] = ("task",)
+    """The labels before that one."""
+
+
+def _each(prefix: str, *values: str) -> dict[str, str]:
+    return {f"{prefix}{value}": value for value in values}
+
+
+BY_TASK = (
+    Family(
+        "askonce_hits",
+        "Asks answered without a model call of their own, by where the answer came from.",
+        _each("", "memory", "store", "coalesced", "stale"),
+        label="source",
+    ),
+    Family(
+        "askonce_misses",
+        "Asks answered by a model call of their own.",
+        {"model": ""},
+    ),
+    Family(
+        "askonce_errors",
+        "Asks that got an error instead of an answer.",
+        {"errors": ""},
+    ),
+    Family(
+        "askonce_waits",
+        "Asks that joined a question in progress, here or in another process.",
+        {"waits": ""},
+    ),
+    Family(
+        "askonce_flights",
+        "Questions in progress that ended, by how they ended.",
+        _each(
+            "flights_",
+            *("hit", "filled", "fenced", "merged", "invalidated", "unkept"),
+            *("rejected", "exhausted", "no_store"),
+        ),
+        label="end",
+    ),
+    Family(
+        "askonce_model_calls",
+        "Model calls, retries included, by why they were made.",
+        _each("calls_", "fill", "retry", "takeover", "bypass"),
+        label="reason",
+        by=("task", "model"),
+    ),
+    Family(
+        "askonce_model_errors",
+        "Model calls that gave no answer, by error code.",
+        _each(
+            "failures_",
+            *("timeout", "unavailable", "rate_limited", "model_failed"),
+            *("refused", "truncated", "unparsable", "out_of_set", "rejected", "unauthorized"),
+        ),
+        label="code",
+        by=("task", "model"),
+    ),
+    Family(
+        "askonce_takeovers",
+        "Questions asked again because the worker that had asked them died or was too slow.",
+        {"calls_takeover": ""},
+    ),
+    Family(
+        "askonce_leases_lost",
+        "Fill leases that were lost before their answer could be kept.",
+        {"leases_lost": ""},
+    ),
+    Family(
+        "askonce_fills_fenced",
+        "Answers that were replied and not kept, because their lease was lost.",
+        {"flights_fenced": ""},
+    ),
+)
+BY_WORKER = (
+    Family(
+        "askonce_deliveries",
+        "Deliveries of jobs to this worker that ended, by how they ended.",
+        _each("jobs_", "settled", "buried", "returned", "reclaimed"),
+        label="end",
+        by=(),
+    ),
+    Family(
+        "askonce_deliveries_reclaimed",
+        "Deliveries taken over from workers that died or drained.",
+        {"deliveries_reclaimed": ""},
+        by=(),
+    ),
+    Family(
+        "askonce_dead_letters_dropped",
+        "Dead letters that gave way to newer ones (max_dead).",
+        {"dead_letters_dropped": ""},
+        by=(),
+    ),
+)
