@@ -9,8 +9,7 @@ async with Client("redis://127.0.0.1:6379/0") as client:
 from __future__ import annotations
 
 import random
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +28,7 @@ from askonce_queue.errors import (
     StoreUnavailable,
 )
 from askonce_queue.host import Host
+from askonce_queue.inbox import Inbox
 from askonce_queue.job import Job
 from askonce_queue.ledger import (
     NAME_TTL_MS,
@@ -45,6 +45,8 @@ from askonce_queue.store import Store
 from askonce_queue.store_config import StoreConfig
 
 BLOCK_S = 0.5
+LEAVE_S = 2.0
+"""How long a client that could not open may take to give its name back."""
 HAND_OVER_EVERY_S = 0.05
 
 
@@ -72,7 +74,7 @@ class Client:
             name, pool=pool, shards=len(self._commands.tags), limits=limits or Limits()
         )
         self._positions = Positions(self._ledger)
-        self._inbox: deque[Delivered] = deque()
+        self._inbox = Inbox(self._ledger, self._ring)
         self._arrived = anyio.Event()
         self._rng = random.Random()
         self._host = Host(self._loops())
@@ -95,12 +97,14 @@ class Client:
             for tags in self._blocking.groups:
                 while await self._read_once(tags, block_s=0.0):
                     pass
-        except (RedisError, OSError) as error:
-            await self._disconnect()
-            raise StoreUnavailable(f"the store cannot be reached: {error}") from error
-        except BaseException:
+        except BaseException as error:
+            # On some shards it may have the name: kept, it would keep the next client out as well.
+            with anyio.move_on_after(LEAVE_S, shield=True):
+                await self._give_name_back()
             with anyio.CancelScope(shield=True):
                 await self._disconnect()
+            if isinstance(error, RedisError | OSError):
+                raise StoreUnavailable(f"the store cannot be reached: {error}") from error
             raise
         await self._host.open()
         return self
@@ -146,16 +150,18 @@ class Client:
         Enqueueing an unsettled id again with the same content is the same job. Raises `InvalidJob`
         (nothing was enqueued), `QueueFull` and `IdConflict` (they name the jobs that were not
         accepted; the others were), `ClientNameInUse`, `StoreUnavailable` (what was accepted is
-        unknown: enqueue the same ids again).
+        unknown: enqueue the same ids again; until that succeeds, no reply to them is handed over).
         """
         ids = self._ledger.assign_ids(jobs, self._commands.down())
         calls = self._ledger.prepare(ids, jobs, lane=lane, reply_to=reply_to)
-        new = self._ledger.expect(ids, self._inbox_put) if reply_to is None else set[str]()
-        error = await self._send(calls)
+        new = self._inbox.begin(ids) if reply_to is None else set[str]()
+        failed: Collection[str] = new
+        try:
+            error = await self._send(calls)
+            failed = self._ledger.not_accepted(error, ids) if error is not None else ()
+        finally:
+            self._inbox.end(new, failed)
         if error is not None:
-            for job_id in self._ledger.not_accepted(error, ids):
-                if job_id in new:
-                    self._ledger.forget(job_id)
             raise error
         return ids
 
@@ -223,19 +229,16 @@ class Client:
         once the next one is asked for.
         """
         self._ledger.on_early(self._ring)
+        arrived = self._inbox.arrived
         while True:
-            self._inbox.extend(self._ledger.take_early())
-            while self._inbox:
-                delivered = self._inbox.popleft()
+            arrived.extend(self._ledger.take_early())
+            while arrived:
+                delivered = arrived.popleft()
                 yield delivered.reply
                 self._ledger.handed(delivered.source)
             if self._arrived.is_set():  # several readers share one event
                 self._arrived = anyio.Event()
             await self._arrived.wait()
-
-    def _inbox_put(self, delivered: Delivered) -> None:
-        self._inbox.append(delivered)
-        self._ring()
 
     def _ring(self) -> None:
         self._arrived.set()
@@ -324,7 +327,10 @@ class Client:
 
     async def _leave(self) -> None:
         await self._hand_over()
-        # A name that cannot be given back runs out by itself.
+        await self._give_name_back()
+
+    async def _give_name_back(self) -> None:
+        """Give the name back where we have it; where that fails, it runs out by itself."""
         await self._commands.run_many(
             [
                 queue_scripts.release_name(tag, self.name, self._ledger.token)

@@ -13,6 +13,12 @@ from redis.exceptions import RedisError
 from askonce_queue.scripts import Plain
 from askonce_queue.store_config import StoreConfig
 
+_CANNOT = {
+    "appendonly is disabled": "wait_fsync needs an AOF: set 'appendonly yes' on every server",
+    "unknown command 'WAITAOF'": "wait_fsync needs Redis 7.2 or Valkey 7.2, or newer",
+}
+"""What a server says that cannot confirm anything → what to do about it."""
+
 
 class NotConfirmed(RedisError):
     """A write was executed, but might not survive a failover. Repeating it is harmless."""
@@ -20,7 +26,7 @@ class NotConfirmed(RedisError):
 
 def confirmation(config: StoreConfig, replicas: int) -> Plain | None:
     """The command that waits for `replicas`, and for disks if configured; None: no need."""
-    timeout_ms = int(config.wait_timeout_s * 1000)
+    timeout_ms = max(1, int(config.wait_timeout_s * 1000))  # 0 would wait for ever
     if config.wait_fsync:
         return Plain(("WAITAOF", 1, replicas, timeout_ms))
     return Plain(("WAIT", replicas, timeout_ms)) if replicas else None
@@ -37,6 +43,9 @@ def replicas_of(role: Sequence[Any]) -> int:
 def unconfirmed(reply: Any, config: StoreConfig, replicas: int) -> str:
     """What is wrong with the reply to `confirmation`; '' if nothing is."""
     if isinstance(reply, Exception):
+        for refusal, remedy in _CANNOT.items():
+            if refusal in str(reply):
+                return remedy
         return f"whether replicas have it is unknown: {reply}"
     within = f"within {config.wait_timeout_s:g} s"
     if not config.wait_fsync:

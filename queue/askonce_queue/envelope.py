@@ -17,11 +17,15 @@ by the consumer group.
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 VERSION = b"1"
 NAMED = "@"
 """First character of the address of a named reply stream."""
+
+_NAMED_STREAM = re.compile(r"@[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}")
 
 
 class Envelope(msgspec.Struct, kw_only=True):
@@ -67,8 +71,12 @@ def read_envelope(entry_id: bytes, fields: list[bytes] | None) -> Envelope:
         envelope.problem = f"the envelope is not valid: {error}"
         return envelope
     envelope.payload = given.get(b"p", b"")
-    if given.get(b"v") != VERSION:
-        envelope.problem = f"envelope version {given.get(b'v')!r} is not known here"
+    if envelope.reply_to and not _NAMED_STREAM.fullmatch(envelope.reply_to):
+        # A stream of such a name would be read and cleared by nobody; the client can be told.
+        envelope.problem = f"{envelope.reply_to!r:.60} is not the address of a reply stream"
+        envelope.reply_to = ""
+    elif given.get(b"v") != VERSION:
+        envelope.problem = f"envelope version {given.get(b'v')!r:.60} is not known here"
     elif not envelope.job_id or not envelope.client:
         envelope.problem = "the envelope has no job id or no client"
     elif not envelope.payload:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
+
+from redis.exceptions import InvalidResponse
 
 from askonce_queue import names
 from askonce_queue.ledger import Ledger, reply_lines
@@ -12,6 +15,7 @@ from askonce_queue.scripts import Arg
 READ_COUNT = 200
 """Reply entries a read; each may hold some hundred replies."""
 _START = b"0"
+_ENTRY_ID = re.compile(rb"\d+-\d+")
 
 
 class Positions:
@@ -32,16 +36,24 @@ class Positions:
         ids = [self._last_ids[tag] for tag in tags]
         return keys[0], ["XREAD", "COUNT", READ_COUNT, *wait, "STREAMS", *keys, *ids]
 
-    def take(self, rows: list[Any] | None) -> int:
-        """Hand the entries of a read to the ledger; return how many there were."""
-        entries = 0
-        for stream, batch in rows or ():
-            tag = self._tags[stream]
-            for entry_id, fields in batch:
-                self._ledger.receive(tag, entry_id, reply_lines(fields))
-                self._last_ids[tag] = entry_id
-                entries += 1
-        return entries
+    def take(self, rows: Any) -> int:
+        """Hand the entries of a read to the ledger; return how many there were.
+
+        Raises `InvalidResponse`, and hands over nothing, for what no XREAD returns: an entry that
+        was garbled on its way must not pass for one without replies, which is deleted.
+        """
+        try:
+            entries = [
+                (self._tags[stream], *_entry(entry_id, fields))
+                for stream, batch in rows or ()
+                for entry_id, fields in batch
+            ]
+        except (TypeError, ValueError, KeyError) as error:
+            raise InvalidResponse(f"not what XREAD returns: {error}") from error
+        for tag, entry_id, lines in entries:
+            self._ledger.receive(tag, entry_id, lines)
+            self._last_ids[tag] = entry_id
+        return len(entries)
 
     def rewind(self, tags: Sequence[str]) -> None:
         """Begin anew after a failure: after a failover, entries may have smaller ids than before.
@@ -50,3 +62,11 @@ class Positions:
         """
         for tag in tags:
             self._last_ids[tag] = _START
+
+
+def _entry(entry_id: Any, fields: Any) -> tuple[bytes, bytes]:
+    """Id and reply lines of an entry. Raises `TypeError`."""
+    lines: Any = reply_lines(fields) if type(fields) is list else None
+    if not _ENTRY_ID.fullmatch(entry_id) or type(lines) is not bytes:
+        raise TypeError("an entry is an id and a list of fields")
+    return entry_id, lines

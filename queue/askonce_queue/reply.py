@@ -111,12 +111,12 @@ def decode_replies(lines: bytes) -> tuple[list[Reply], int]:
     """Read NDJSON replies: the lines that are replies, and how many are not. Never raises."""
     try:
         return _reply_decoder.decode_lines(lines), 0
-    except ValueError:  # msgspec's errors are ValueErrors
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
         given = [line for line in lines.split(b"\n") if line.strip()]
     replies: list[Reply] = []
     for line in given:
         try:
             replies.append(_reply_decoder.decode(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return replies, len(given) - len(replies)

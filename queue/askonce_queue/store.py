@@ -32,7 +32,7 @@ from askonce_queue.exchange import Exchange, Next, Request
 from askonce_queue.scripts import Arg, Call, Plain
 from askonce_queue.shards import shard_tags
 from askonce_queue.store_config import Address, StoreConfig, as_config
-from askonce_queue.topology import SINGLE, NotKnown, topology_of
+from askonce_queue.topology import SINGLE, UNANNOUNCED, NotKnown, topology_of
 
 LEARN_EVERY_S = 0.05
 """The least time between two readings of the topology: failures come in crowds."""
@@ -371,4 +371,4 @@ def report(exchange: Exchange, breaker: Breaker) -> None:
 
 def whole(address: Address, asked_host: str) -> Address:
     """A redirection without a host means the host that said it."""
-    return (address[0] or asked_host, address[1])
+    return (asked_host if address[0] in ("", UNANNOUNCED) else address[0], address[1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self
@@ -81,11 +81,12 @@ class Client:
             for tags in self._blocking.groups:
                 while self._read_once(tags, 0.0):
                     pass
-        except (RedisError, OSError) as error:
+        except BaseException as error:
+            # On some shards it may have the name: kept, it would keep the next client out as well.
+            self._give_name_back()
             self._disconnect()
-            raise StoreUnavailable(f"the store cannot be reached: {error}") from error
-        except BaseException:
-            self._disconnect()
+            if isinstance(error, RedisError | OSError):
+                raise StoreUnavailable(f"the store cannot be reached: {error}") from error
             raise
         return self
 
@@ -97,13 +98,7 @@ class Client:
     ) -> None:
         try:
             self._hand_over()
-            # A name that cannot be given back runs out by itself.
-            self._commands.run_many(
-                [
-                    queue_scripts.release_name(tag, self.name, self._ledger.token)
-                    for tag in self._ledger.tags
-                ]
-            )
+            self._give_name_back()
         finally:
             self._disconnect()
 
@@ -118,11 +113,14 @@ class Client:
         ids = self._ledger.assign_ids(jobs)
         calls = self._ledger.prepare(ids, jobs, lane=lane, reply_to=reply_to)
         new = self._ledger.expect(ids, self._inbox.append) if reply_to is None else set[str]()
-        error = self._send(calls)
+        failed: Collection[str] = new
+        try:
+            error = self._send(calls)
+            failed = self._ledger.not_accepted(error, ids) if error is not None else ()
+        finally:
+            for job_id in new.intersection(failed):
+                self._ledger.forget(job_id)
         if error is not None:
-            for job_id in self._ledger.not_accepted(error, ids):
-                if job_id in new:
-                    self._ledger.forget(job_id)
             raise error
         return ids
 
@@ -250,6 +248,15 @@ class Client:
             if not result:
                 raise ClientNameInUse(f"another live client is named {self.name!r}")
         self._renew_at = now + NAME_TTL_MS / 3000
+
+    def _give_name_back(self) -> None:
+        """Give the name back where we have it; where that fails, it runs out by itself."""
+        self._commands.run_many(
+            [
+                queue_scripts.release_name(tag, self.name, self._ledger.token)
+                for tag in self._ledger.tags
+            ]
+        )
 
     def _hand_over(self) -> None:
         """Delete what was handed to callers; what fails goes with the next."""

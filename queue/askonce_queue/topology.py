@@ -15,6 +15,8 @@ from redis.exceptions import RedisError
 from askonce_queue.shards import slot_of
 from askonce_queue.store_config import Address, StoreConfig
 
+UNANNOUNCED = "?"
+"""What a server gives for a host that it does not know."""
 SINGLE = ""
 """The name of the one group of shards of a store that has one server."""
 
@@ -145,8 +147,7 @@ class ClusterMap:
     def learn(self, reply: Any, asked: Address) -> None:
         """Read `[[first slot, last slot, [host, port, …], replicas …], …]`."""
         ranges = sorted(
-            (int(row[0]), int(row[1]), (_text(row[2][0] or b"") or asked[0], int(row[2][1])))
-            for row in reply
+            (int(row[0]), int(row[1]), (_host(row[2]) or asked[0], int(row[2][1]))) for row in reply
         )
         if not ranges:
             raise NotKnown(f"the node at {asked[0]}:{asked[1]} knows of no slots")
@@ -174,6 +175,18 @@ def hash_tag(key: bytes) -> str:
     _, opened, rest = key.partition(b"{")
     tag, closed, _ = rest.partition(b"}")
     return (tag if opened and closed and tag else key).decode("latin-1")
+
+
+def _host(node: list[Any]) -> str:
+    """The host of `[host, port, id, [name, value, …]]`, "" if it is that of whoever says so.
+
+    A node that is to announce a hostname and has none says "?", and its address among the rest.
+    """
+    host = _text(node[0] or b"")
+    if host != UNANNOUNCED:
+        return host
+    rest: list[bytes] = node[3] if len(node) > 3 else []  # noqa: PLR2004 -- see above
+    return _text(dict(zip(rest[::2], rest[1::2], strict=False)).get(b"ip", b""))
 
 
 def _text(value: bytes | str) -> str:

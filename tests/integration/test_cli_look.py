@@ -44,7 +44,8 @@ def test_stats_of_a_new_store(askonce: Askonce) -> None:
     assert stats["tasks"] == {}
     assert stats["workers"] == []
     assert stats["total"]["hit_rate"] is None
-    assert stats["lanes"]["bulk"] == {"backlog": 0, "pending": 0, "oldest_s": 0.0}
+    empty = {"backlog": 0, "deferred": 0, "pending": 0, "oldest_s": 0.0}
+    assert stats["lanes"]["bulk"] == empty
     assert "live workers" in askonce("stats", "askonce.toml").stdout
 
 
@@ -206,6 +207,7 @@ def test_doctor_finds_everything_in_place(askonce: Askonce) -> None:
         "store persistence",
         "store eviction",
         "store memory",
+        "store memory held",
         "store latency",
         "model sizes",
     }
@@ -234,7 +236,7 @@ def test_doctor_changes_nothing_in_the_store(askonce: Askonce, tmp_path: Path) -
             commands: dict[str, Any] = store.info("commandstats")
             assert store.info("stats")["total_commands_processed"] > before
             wrote = {name for name in commands if name.startswith(("cmdstat_h", "cmdstat_e"))}
-            assert wrote <= {"cmdstat_hello", "cmdstat_hget"}
+            assert wrote <= {"cmdstat_hello", "cmdstat_hget", "cmdstat_evalsha", "cmdstat_eval"}
         finally:
             store.close()
 
@@ -260,6 +262,27 @@ def test_doctor_says_what_is_wrong_with_the_store(askonce: Askonce, tmp_path: Pa
             assert "volatile-lfu" in failure[1]
             store.config_set("maxmemory-policy", "noeviction")
             assert doctor(askonce, code=1)["store eviction"][0][0] == "ok"
+        finally:
+            store.close()
+
+
+def test_doctor_says_when_jobs_or_answers_are_refused(askonce: Askonce, tmp_path: Path) -> None:
+    with EmbeddedStore(tmp_path / "other", maxmemory="32mb") as embedded:
+        askonce.configure(with_redis(embedded.url))
+        store = connect_sync(embedded.url, role="commands")
+        try:
+            for number in range(240):
+                store.set(f"a:{{0}}:{number}", bytes(100_000), ex=600)
+            assert doctor(askonce)["store memory held"][0][0] == "ok"  # answers give way
+            store.config_set("maxmemory-policy", "noeviction")
+            status, message = doctor(askonce)["store memory held"][0]
+            assert status == "warn"
+            assert "answers are not kept" in message
+            for number in range(40):
+                store.set(f"somebody else's {number}", bytes(100_000))
+            status, message = doctor(askonce)["store memory held"][0]
+            assert status == "warn"
+            assert "jobs are refused" in message
         finally:
             store.close()
 

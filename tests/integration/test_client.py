@@ -35,6 +35,7 @@ from askonce_queue import (
 from askonce_queue.embedded import EmbeddedStore
 from askonce_queue.reply import Answer, decode_replies
 from askonce_queue.scripts import send
+from askonce_queue.shards import shard_tags
 from askonce_queue.sync import Client as SyncClient
 from tests.support.embedded_server import server_pid
 from tests.support.queue_worker import EchoModel, backlog, echo_worker
@@ -604,3 +605,35 @@ class TestSync:
 
         async with echo_worker(store_url).running():
             assert await asyncio.to_thread(produce) == 20
+
+
+class TestSeveralShards:
+    """The name is taken on every shard, and those may become free at different times."""
+
+    @pytest.fixture
+    async def held_on_one(self, store: Store) -> str:
+        """A shard on which another client has the name `c`."""
+        tag = shard_tags(4)[2]
+        await store.hset(names.clients(tag).decode(), "c", "other/99999999999999")
+        return tag
+
+    async def test_who_cannot_open_keeps_nothing(
+        self, store: Store, store_url: str, held_on_one: str
+    ) -> None:
+        with pytest.raises(ClientNameInUse):
+            await Client(store_url, name="c", shards=4).__aenter__()
+        await store.delete(names.clients(held_on_one).decode())
+        async with Client(store_url, name="c", shards=4) as client:
+            assert client.name == "c"
+
+    async def test_nor_without_asyncio(
+        self, store: Store, store_url: str, held_on_one: str
+    ) -> None:
+        def open_it() -> str:
+            with SyncClient(store_url, name="c", shards=4) as client:
+                return client.name
+
+        with pytest.raises(ClientNameInUse):
+            await asyncio.to_thread(open_it)
+        await store.delete(names.clients(held_on_one).decode())
+        assert await asyncio.to_thread(open_it) == "c"

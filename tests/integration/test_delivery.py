@@ -25,10 +25,8 @@ from askonce_queue.embedded import EmbeddedStore
 from askonce_queue.queue_scripts import Lane
 from askonce_queue.reply import decode_replies
 from askonce_queue.scripts import run, send
-from askonce_queue.store import Store as AskonceStore
-from askonce_worker.pool import intake, sweep
+from askonce_worker.pool import intake
 from askonce_worker.pool.reclaim import Reclaim
-from askonce_worker.pool.sweep import Sweep
 from tests.support.embedded_server import server_pid
 from tests.support.queue_worker import (
     BULK,
@@ -528,124 +526,6 @@ class TestBackPressure:
                 assert len(worker._held) == 10
         finally:
             model.open.set()
-
-
-class TestSweep:
-    @staticmethod
-    def of(store: AskonceStore, client_retain_s: float = 60.0) -> Sweep:
-        lanes = [INTERACTIVE, BULK]
-        return Sweep(store, lanes, every_s=3600.0, client_retain_s=client_retain_s)
-
-    async def test_a_worker_outlives_its_sweep(self, store_url: str, store: Store) -> None:
-        worker = echo_worker(store_url, sweep_every_s=0.05)
-        async with worker.running():
-            await send(store, "XGROUP", "CREATECONSUMER", INTERACTIVE.stream, names.GROUP, "dead")
-
-            async def swept() -> bool:
-                return "dead" not in await consumers(store)
-
-            await eventually(swept, timeout_s=3)
-            await enqueue(store_url, jobs(3))
-            await until_replied(store, jobs(3))
-
-    async def test_dead_consumers_go_when_they_hold_nothing(
-        self, askonce_store: AskonceStore, store_url: str, store: Store
-    ) -> None:
-        worker = echo_worker(store_url)
-        async with worker.running():
-            await enqueue(store_url, jobs(1))
-            await until_replied(store, jobs(1))
-            for lane in (INTERACTIVE, BULK):
-                await send(store, "XGROUP", "CREATECONSUMER", lane.stream, names.GROUP, "dead")
-            await store.hset(names.beats("0", "default"), "dead", 1)
-            assert await self.of(askonce_store).once() == 1
-            assert await consumers(store) == await consumers(store, BULK) == {worker.consumer}
-            beats = cast("list[bytes]", await store.hkeys(names.beats("0", "default")))
-            assert beats == [worker.consumer.encode()]
-
-    async def test_a_dead_consumer_that_holds_something_stays(
-        self, askonce_store: AskonceStore, store_url: str, store: Store
-    ) -> None:
-        await run(store, queue_scripts.ensure_group(BULK))
-        await enqueue(store_url, jobs(3))
-        await deliver_to(store, "dead")
-        assert await self.of(askonce_store).once() == 0
-        assert await pending(store) == {"dead": 3}
-
-    async def test_id_records_without_a_job(
-        self,
-        askonce_store: AskonceStore,
-        store_url: str,
-        store: Store,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        for lane in (INTERACTIVE, BULK):
-            await run(store, queue_scripts.ensure_group(lane))
-        monkeypatch.setattr(sweep, "RECORD_GRACE_MS", -1000)
-        async with Client(store_url, name="c") as client:
-            await client.enqueue(Job(task="echo", text="a", id="there"), reply_to="sink")
-        await store.hset(INTERACTIVE.ids, "c/gone", "interactive/1-1")
-        await store.hset(INTERACTIVE.ids, "c/gone too", "bulk/99-0")
-        await store.hset(names.solo("0", "default"), "bulk/1-1", "1/x")
-        assert await self.of(askonce_store).once() == 3
-        assert await store.hkeys(INTERACTIVE.ids) == [b"c/there"]
-        assert not await store.exists(names.solo("0", "default"))
-
-    async def test_young_records_wait(self, askonce_store: AskonceStore, store: Store) -> None:
-        """Their job may be settled by a script that runs between ours."""
-        for lane in (INTERACTIVE, BULK):
-            await run(store, queue_scripts.ensure_group(lane))
-        seconds, _ = await store.time()
-        await store.hset(INTERACTIVE.ids, "c/1", f"interactive/{seconds * 1000}-0")
-        assert await self.of(askonce_store).once() == 0
-
-    async def test_leases_and_tries_of_the_dead(
-        self,
-        askonce_store: AskonceStore,
-        fleet: Fleet,
-        store: Store,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        worker = await fleet.start()
-        await enqueue(fleet.url, jobs(10, "hold"))
-        await fleet.until_called(10)
-        assert await self.of(askonce_store).once() == 0
-        worker.kill()
-        worker.wait()
-        assert await store.hlen(names.leases("0")) == 10
-        monkeypatch.setattr(sweep, "LEASE_GRACE_MS", 0)
-
-        async def swept() -> bool:
-            await self.of(askonce_store).once()
-            return not await store.exists(names.leases("0"))
-
-        await eventually(swept)
-
-    async def test_clients_that_vanished(
-        self, askonce_store: AskonceStore, store_url: str, store: Store
-    ) -> None:
-        for lane in (INTERACTIVE, BULK):
-            await run(store, queue_scripts.ensure_group(lane))
-        async with echo_worker(store_url).running(), Client(store_url, name="gone") as client:
-            await client.enqueue_many(jobs(3))
-            await until_empty(store)
-        stream = names.replies("0", "gone")
-        assert await self.of(askonce_store).once() == 0
-        assert await store.exists(stream)
-        async with Client(store_url, name="live"):
-            assert await self.of(askonce_store, client_retain_s=-1).once() == 1
-            assert not await store.exists(stream)
-            assert not await store.hexists(names.owed("0"), "gone")
-            assert await store.hkeys(names.clients("0")) == [b"live"]
-
-    async def test_replies_to_nobody_are_not_kept(self, store_url: str, store: Store) -> None:
-        """A client that was swept has no stream to leak into; the job settles all the same."""
-        async with Client(store_url, name="gone") as client:
-            await client.enqueue_many(jobs(3))
-        await store.delete(names.clients("0"), names.owed("0"))
-        async with echo_worker(store_url).running():
-            await until_empty(store)
-        assert not await store.exists(names.replies("0", "gone"))
 
 
 async def until_asked(model: EchoModel, count: int) -> None:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import struct
 from collections.abc import AsyncIterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import cast
 
 import msgspec
 import pytest
+import redis
 
-from askonce_queue import Limits, QueueFull, answer_scripts, names
+from askonce_queue import Limits, QueueFull, answer_scripts, names, queue_scripts
 from askonce_queue.answer_scripts import Fill
 from askonce_queue.pressure import MAX_MEMORY_SHARE, STOP_FILLS_AT
+from askonce_queue.queue_scripts import Lane
 from askonce_queue.sync import Client as SyncClient
-from tests.support.queue_worker import echo_worker
 from tests.support.small_server import (
     MAXMEMORY,
     SmallServer,
     jobs,
     producer,
     small_server,
+    small_worker,
 )
+from tests.support.virtual_scripts import VirtualShard
 
 TOKEN = b"0123456789abcdef"
 RECORD = struct.Struct("<dddBdd")
@@ -40,6 +44,12 @@ async def strict(state_folder: Path) -> AsyncIterator[SmallServer]:
     """One that evicts nothing."""
     async with small_server(state_folder, "noeviction") as one:
         yield one
+
+
+async def now_ms(server: SmallServer) -> float:
+    """The time on the server."""
+    seconds, micros = await server.send("TIME")
+    return float(int(seconds) * 1000 + int(micros) // 1000)
 
 
 async def lease(server: SmallServer, digests: Sequence[bytes], token: bytes = TOKEN) -> None:
@@ -162,21 +172,40 @@ class TestEnqueue:
     async def test_what_was_found_is_not_believed_for_long(self, server: SmallServer) -> None:
         """Nor when it is of the future: the clock went back, or another server took over."""
         await server.fill_up(0.9)
-        seconds, micros = await server.send("TIME")
-        now_ms = seconds * 1000 + micros / 1000
         async with producer(server) as one:
-            for at_ms in (now_ms - 1_500, now_ms + 60_000):
-                plenty = RECORD.pack(at_ms, 0.0, 1e12, 1, 0.0, 0.0)
+            for ago_ms in (1_500, -60_000):
+                plenty = RECORD.pack(await now_ms(server) - ago_ms, 0.0, 1e12, 1, 0.0, 0.0)
                 await server.send("SET", names.memory("0"), plenty)
                 assert await one.enqueue(jobs("j", 1)) == {"j0"}
 
     async def test_a_large_call_is_measured_itself(self, server: SmallServer) -> None:
-        """What was found an instant ago does not cover it."""
+        """What was found this very instant says too little about so much."""
+        await server.fill_up(0.8)
+        with closing(redis.Redis.from_url(server.url)) as client:
+            shard = VirtualShard(client)
+            shard.run(queue_scripts.claim_name("0", "c", "t", 15_000))
+            client.set(names.memory("0"), RECORD.pack(shard.now_ms, 0.0, MAXMEMORY, 1, 0.0, 0.0))
+            for amount, least, most in ((10, 10, 10), (500, 100, 250)):  # room for 1.6 MB
+                call = queue_scripts.enqueue(
+                    Lane("0", "default", "bulk"),
+                    client="c",
+                    token="t",  # noqa: S106 -- of a client's name
+                    reply_to="",
+                    max_backlog=1_000,
+                    max_unread=1_000,
+                    max_memory_share=MAX_MEMORY_SHARE,
+                    stride=2,
+                    jobs=[arg for n in range(amount) for arg in (f"{amount}-{n}", bytes(8_000))],
+                )
+                letters = cast("bytes", shard.run(call))
+                assert least <= letters.count(b"a") <= most
+                assert letters.count(b"a") + letters.count(b"m") == amount
+
+    async def test_a_call_larger_than_what_is_left_is_split(self, server: SmallServer) -> None:
+        """Its own arguments, in the server's memory until it ends, do not keep all of it out."""
         async with producer(server) as one:
-            assert not await one.enqueue(jobs("small", 1, 10))
-            some = jobs("large", 500, 60_000)  # 30 MB
-            refused = await one.enqueue(some)
-            assert 50 < len(refused) < 500
+            refused = await one.enqueue(jobs("large", 500, 60_000))  # 30 MB
+            assert 0 < len(refused) < 250
             assert (await server.memory()).held_share < MAX_MEMORY_SHARE + 0.05
 
     async def test_the_sync_client_is_told_the_same(self, server: SmallServer) -> None:
@@ -196,7 +225,7 @@ class TestFill:
             start += 1_000
         memory = await strict.memory()
         assert abs(memory.held_share - STOP_FILLS_AT) < 0.02
-        async with producer(strict) as one, echo_worker(strict.url).running():
+        async with producer(strict) as one, small_worker(strict).running():
             for number in range(5):
                 await one.ask(jobs(f"{number}-", 100, 2_000))
 

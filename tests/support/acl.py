@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import os
 import re
+import subprocess
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from redis.asyncio import Connection
 
@@ -18,7 +19,15 @@ from askonce_loadtest.servers.ports import HOST
 from askonce_queue.store_config import StoreConfig
 from tests.support.waiting import eventually
 
-FILE = Path(__file__).parents[2] / "deploy" / "redis" / "users.acl"
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "deploy" / "redis" / "users.acl"
+DOCUMENTATION = ROOT / "docs" / "ACL.md"
+PRODUCER = "askonce-producer"
+WORKER = "askonce-worker"
+GATEWAY = "askonce-gateway"
+AUTOSCALER = "askonce-autoscaler"
+OPERATOR = "askonce-operator"
+ROLES = (PRODUCER, WORKER, GATEWAY, AUTOSCALER, OPERATOR)
 ADMIN = "askonce-admin"
 REPLICA = "askonce-replica"
 SENTINEL = "askonce-sentinel"
@@ -32,6 +41,7 @@ _WORD = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _CONTAINERS = {"acl", "client", "cluster", "config", "memory", "script", "xgroup", "xinfo"}
 _ALL_KEYS = {"del", "exists", "mget", "unlink"}
 _SCRIPTS = {"eval", "evalsha"}
+_OPEN_TO_ALL = {"auth", "hello"}
 
 
 def read_rules(text: str) -> dict[str, Grants]:
@@ -49,16 +59,27 @@ def _grants(line: str) -> Grants:
     return frozenset(found)
 
 
+def users_of(text: str) -> list[str]:
+    """The users that an ACL file defines, beside the default one."""
+    return [line.split()[1] for line in text.splitlines() if line and "default" not in line]
+
+
 def conf_with_users(folder: Path) -> list[str]:
-    """Configuration lines of a server with the users of `FILE`, all of them with `PASSWORD`."""
-    users = re.sub(r"(?m)^(user \S+) on", rf"\1 on #{_sha256(PASSWORD)}", FILE.read_text())
+    """Configuration lines of a server with the users of `FILE`, all of them with `PASSWORD`.
+
+    They get it in the way that the documentation tells its readers.
+    """
     path = folder / "users.acl"
-    path.write_text(users)
+    path.write_text(FILE.read_text())
+    (function,) = re.findall(r"(?ms)^set_password\(\) \{$.*?^\}$", DOCUMENTATION.read_text())
+    calls = [f'set_password {user} "$PASSWORD"' for user in users_of(path.read_text())]
+    subprocess.run(
+        ["/bin/sh", "-euc", "\n".join([function, *calls])],
+        cwd=folder,
+        env=os.environ | {"PASSWORD": PASSWORD},
+        check=True,
+    )
     return [f'aclfile "{path}"', f"masteruser {REPLICA}"]
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def store_of(node: Node, user: str, **options: Any) -> StoreConfig:
@@ -66,13 +87,12 @@ def store_of(node: Node, user: str, **options: Any) -> StoreConfig:
     return StoreConfig(url=node.url_of(user, PASSWORD), **options)
 
 
-async def denials(nodes: Iterable[Node]) -> list[str]:
-    """Everything that users were refused since the servers were started."""
+async def denials(node: Node) -> list[str]:
+    """Everything that users were refused: who, and which command or key."""
     found: list[str] = []
-    for node in nodes:
-        for entry in await node.command("ACL", "LOG"):
-            fields = dict(zip(entry[::2], entry[1::2], strict=True))
-            found.append(f"{fields['username']}: {fields['reason']} {fields['object']}")
+    for entry in await node.command("ACL", "LOG"):
+        fields = dict(zip(entry[::2], entry[1::2], strict=True))
+        found.append(f"{fields['username']}: {fields['reason']} {fields['object']}")
     return found
 
 
@@ -85,7 +105,7 @@ class Recorder:
         self._patterns = {
             pattern: re.compile(re.escape(pattern).replace(r"\*", ".*"), re.DOTALL)
             for pattern in patterns
-            if pattern
+            if pattern not in ("", "*")
         }
         self._lines: list[str] = []
         self._marks = 0
@@ -101,6 +121,7 @@ class Recorder:
             protocol=2,
             decode_responses=True,
             encoding="latin-1",
+            socket_timeout=None,  # there may be nothing to watch for a long time
         )
         await connection.connect()
         await connection.send_command("MONITOR")
@@ -125,23 +146,25 @@ class Recorder:
 
     async def _read(self, connection: Connection) -> None:
         while True:
-            self._lines.append(await connection.read_response())
+            self._lines.append(cast("str", await connection.read_response()))
 
     async def _mark(self) -> int:
         """The place in the record of a mark that is set now."""
         self._marks += 1
-        mark = f'"ECHO" "mark {self._marks}"'
-        await self._node.command("ECHO", f"mark {self._marks}")
-        return await eventually(lambda: self._find(mark)) - 1
+        mark, start = f"mark {self._marks}", len(self._lines)
+        await self._node.command("ECHO", mark)
 
-    def _find(self, mark: str) -> int:
-        return next((at for at, line in enumerate(self._lines, 1) if line.endswith(mark)), 0)
+        def places() -> list[int]:
+            lines = enumerate(self._lines[start:], start)
+            return [at for at, line in lines if line.endswith(f'"ECHO" "{mark}"')]
+
+        return (await eventually(places))[0]
 
     def _grants(self, words: Sequence[str]) -> set[tuple[str, str]]:
         command = words[0].lower()
         if command in _CONTAINERS:
             command = f"{command}|{words[1].lower()}"
-        commands = _SCRIPTS if command in _SCRIPTS else {command}
+        commands = (_SCRIPTS if command in _SCRIPTS else {command}) - _OPEN_TO_ALL
         patterns = {self._pattern(key) for key in _keys(words)} or {""}
         return {(pattern, name) for pattern in patterns for name in commands}
 

@@ -11,11 +11,13 @@ from typing import Any, cast
 import redis.asyncio
 from redis.exceptions import OutOfMemoryError
 
-from askonce_queue import Client, Job, Limits, QueueFull, Reply, names, queue_scripts
+from askonce_queue import Client, Job, Limits, QueueFull, Reply, queue_scripts
 from askonce_queue.connections import connect
 from askonce_queue.embedded import EmbeddedStore
 from askonce_queue.pressure import Memory, read_memory
 from askonce_queue.scripts import Call
+from askonce_worker.pool.worker import Worker
+from tests.support.queue_worker import echo_worker
 from tests.support.waiting import eventually
 
 MAXMEMORY = 32 << 20
@@ -64,20 +66,24 @@ class SmallServer:
         """How many answers are kept."""
         return int(await self.send("DBSIZE")) - len(await self.lasting())
 
-    async def backlog(self, lane: str = "interactive") -> int:
-        """The unsettled jobs of a lane."""
-        return int(await self.send("XLEN", names.jobs("0", "default", lane)))
+    async def backlog(self) -> int:
+        """The unsettled jobs of all lanes."""
+        streams = [key for key in await self.lasting() if key.startswith(b"jobs:")]
+        return sum([int(await self.send("XLEN", stream)) for stream in streams])
 
     async def until_settled(self) -> None:
         """Wait until no job is left."""
 
         async def settled() -> bool:
-            return await self.backlog() + await self.backlog("bulk") == 0
+            return await self.backlog() == 0
 
         await eventually(settled, timeout_s=60)
 
     async def fill_up(self, share: float = 2.0) -> int:
-        """Let somebody else hold `share` of the memory, or all that the server gives; the keys."""
+        """Let somebody else hold `share` of the memory, or all that the server gives; the keys.
+
+        A full server stays so when connections free their buffers.
+        """
         keys, size = 0, 100_000
         while (await self.memory()).held_share < share and size > 50:
             try:
@@ -85,6 +91,9 @@ class SmallServer:
                 keys += 1
             except OutOfMemoryError:
                 size //= 2
+        if size <= 50:
+            used = (await self.memory()).used_bytes
+            await self.send("CONFIG", "SET", "maxmemory", used - 500_000)
         return keys
 
     async def write_answers(self, amount: int, size: int) -> None:
@@ -98,6 +107,7 @@ class SmallServer:
 
     async def make_room(self) -> None:
         """Take away what `fill_up` has added."""
+        await self.send("CONFIG", "SET", "maxmemory", MAXMEMORY)
         for key in await self.lasting():
             if key.startswith(FOREIGN):
                 await self.send("DEL", key)
@@ -113,6 +123,11 @@ async def small_server(folder: Path, policy: str) -> AsyncGenerator[SmallServer]
             yield SmallServer(embedded.url, client)
         finally:
             await client.aclose()
+
+
+def small_worker(server: SmallServer, **config: Any) -> Worker:
+    """A worker that fetches and settles little at once: buffers are held memory while they last."""
+    return echo_worker(server.url, batch=PART, **config)
 
 
 def jobs(prefix: str, amount: int, size: int = TEXT_BYTES, task: str = "echo") -> list[Job]:
@@ -169,7 +184,10 @@ class Producer:
         return await self.read(some)
 
     async def ask_when_there_is_room(self, some: Sequence[Job]) -> list[Reply]:
-        """Enqueue again and again until it fits, and read."""
+        """Enqueue again and again until it fits, and read.
+
+        Replies are deleted from the store a moment after they were read.
+        """
 
         async def fits() -> bool:
             return not await self.enqueue(some)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def row(first: int, last: int, address: tuple[str | None, int], *rest: Any) -> l
 
 
 def thirds(a: Address, b: Address, c: Address) -> list[Any]:
-    replica = [b"10.0.0.7", 7007, b"replica id", []]
+    replica: list[Any] = [b"10.0.0.7", 7007, b"replica id", []]
     return [row(0, 5460, a, replica), row(5461, 10922, b, replica), row(10923, SLOTS - 1, c)]
 
 
@@ -117,7 +118,7 @@ class TestCluster:
 def test_every_slot_is_found_wherever_it_is_cut(cuts: list[int], rng: Any) -> None:
     edges = [0, *sorted(cuts), SLOTS]
     owners = {first: ("host", 1 + number) for number, first in enumerate(edges[:-1])}
-    rows = [row(a, b - 1, owners[a]) for a, b in zip(edges, edges[1:], strict=False)]
+    rows = [row(a, b - 1, owners[a]) for a, b in itertools.pairwise(edges)]
     rng.shuffle(rows)
     known = ClusterMap([])
     known.learn(rows, ASKED)
@@ -200,4 +201,5 @@ def test_hash_tags_are_those_of_the_specification(key: bytes, tag: str) -> None:
 
 def test_a_redirection_without_a_host_means_the_one_that_said_it() -> None:
     assert whole(("", 7002), "10.0.0.1") == ("10.0.0.1", 7002)
+    assert whole(("?", 7002), "10.0.0.1") == ("10.0.0.1", 7002)
     assert whole(("10.0.0.2", 7002), "10.0.0.1") == ("10.0.0.2", 7002)

@@ -10,8 +10,10 @@ import msgspec
 
 from askonce_loadtest.chaos import journal
 from askonce_loadtest.chaos.calls_audit import CallsAccount, Circumstances, audit_calls
+from askonce_loadtest.chaos.cluster_store import FAILOVERS, LAST_WRITES_S
 from askonce_loadtest.chaos.driver import Run
 from askonce_loadtest.chaos.evidence import (
+    MARGIN_S,
     Done,
     Epochs,
     Span,
@@ -35,6 +37,7 @@ VIOLATIONS: Mapping[str, str] = {
     "wrong": "answers of another question, errors without a cause",
     "stale": "answers served after their invalidation",
     "fills_above": "model calls above the formula of invariant 2",
+    "takeovers": "leases taken over from leaders that nothing had happened to",
     "unrecorded_calls": "calls that reached the model without a recorded reason",
     "condemned": "jobs called poisonous that are not",
     "malformed": "malformed entries without a dead letter or an error reply",
@@ -88,8 +91,8 @@ async def make_report(plan: Plan, run: Run, took_s: float) -> Report:
             path.stem: journal.read_journal(path, journal.producer_lines)
             for path in sorted(run.folder.glob("producer-*.jsonl"))
         },
-        run.settled,
-        Epochs(run.faults.invalidations),
+        {} if plan.cluster else run.settled,  # a failover may undo a settle, and have it repeated
+        Epochs(run.faults.invalidating.done),
         model_trouble(done),
     )
     calls, complaints = await _calls(plan, run, jobs)
@@ -102,7 +105,7 @@ async def make_report(plan: Plan, run: Run, took_s: float) -> Report:
         plan=plan,
         counts=jobs.counts
         | {
-            "invalidations": len(run.faults.invalidations),
+            "invalidations": len(run.faults.invalidating.done),
             "malformed": len(run.faults.malformed.added),
             "keys_asked": calls.keys,
             "tapped": len(run.settled),
@@ -142,12 +145,17 @@ async def _calls(plan: Plan, run: Run, jobs: JobsAccount) -> tuple[CallsAccount,
                     complaints += _judge(life, line)
     losses = [
         Span(one.began, one.ended) for one in run.faults.done if one.fault.kind in _losses(plan)
+    ] + [
+        Span(one.began - LAST_WRITES_S, one.ended)
+        for one in run.faults.done
+        if one.fault.kind in FAILOVERS
     ]
     circumstances = Circumstances(
         losses,
-        run.faults.invalidations,
+        run.faults.invalidating.done,
         store_trouble(run.faults.done),
         model_trouble(run.faults.done),
+        [Span(life.ended, life.ended + MARGIN_S) for life in run.worker_lives],
         {life.name: life.drain_began for life in run.worker_lives if life.drain_began is not None},
     )
     received = journal.read_journal(run.folder / "model.jsonl", journal.model_calls)

@@ -12,11 +12,14 @@ once had a lease gets there again by
 - a lease given back: by a drain, after the last attempt (`exhausted`), or because the store did not
   take the answer (`unkept`). These need a reason of their own: a worker that was told to drain, a
   model or a store that was out of order at the time;
-- a dead leader's lease that the sweep removed, a minute after its end.
+- a dead leader's lease that the sweep removed, some TTLs after its end.
 
 So every `fill` but a key's first needs one of these between the previous lease of that key (of
 either reason, `fill` or `takeover`) and itself. A live leader, a leader that died, was stopped or
 cut off, and a fenced answer are no excuses: who follows those is a `takeover`, or waits.
+
+A `takeover` of a lease needs a leader that may have lost it: some worker had died, stopped, drained
+or was cut off from the store since the lease before was granted, or a little earlier.
 
 Each call is logged before it is made, with the time before which its lease was not granted
 (`granted_until` less the TTL); the time of the line is the time after which it was not. Two leases
@@ -36,9 +39,10 @@ from askonce_loadtest.chaos.journal import ModelCall
 from askonce_loadtest.chaos.plan import ANSWER_TTL_S, LEASE_TTL_S
 from askonce_loadtest.chaos.worker_logs import Call, End
 from askonce_loadtest.chaos.workload import Asked
+from askonce_worker.pool.sweep import LEASE_GRACE
 
-SWEPT_AFTER_S = LEASE_TTL_S + 60.0
-"""An expired lease may be swept a minute after its end."""
+SWEPT_AFTER_S = (1 + LEASE_GRACE) * LEASE_TTL_S
+"""How long after its grant a lease may be swept, when its leader has died at once."""
 LEASED = ("fill", "takeover")
 _SHOWN_CHARS = 16
 
@@ -64,6 +68,7 @@ class Circumstances(NamedTuple):
     invalidations: Sequence[Invalidation]
     store_trouble: Sequence[Span]
     model_trouble: Sequence[Span]
+    worker_trouble: Sequence[Span]
     drains: Mapping[str, float]
     """When a worker was told to drain, by its name."""
 
@@ -126,9 +131,20 @@ def _judge(
     leases = sorted(leases, key=lambda lease: lease.earliest)
     for at in range(1, len(leases)):
         before, lease = leases[at - 1], leases[at]
-        if lease.reason == "fill" and not _excused(asked, before, lease, circumstances):
+        if lease.reason == "fill":
+            kind, excused = "fills_above", _excused(asked, before, lease, circumstances)
+        else:
+            kind, excused = "takeovers", _lost(before, lease, circumstances)
+        if not excused:
             what = f"key {key[:_SHOWN_CHARS]}… ({asked.text!r}): {lease}, after {before}"
-            yield Violation("fills_above", what, f"{before.worker}, {lease.worker}")
+            yield Violation(kind, what, f"{before.worker}, {lease.worker}")
+
+
+def _lost(before: _Lease, lease: _Lease, circumstances: Circumstances) -> bool:
+    """Whether the leader before may have lost its lease."""
+    since, until = before.earliest, max(before.latest, lease.latest)
+    troubles = (*circumstances.worker_trouble, *circumstances.store_trouble)
+    return any(span.touches(since, until) for span in troubles)
 
 
 def _excused(asked: Asked, before: _Lease, lease: _Lease, circumstances: Circumstances) -> bool:

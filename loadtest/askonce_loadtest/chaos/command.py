@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -18,16 +18,19 @@ import uvloop
 from rich.console import Console
 
 from askonce_loadtest.chaos.account import Report, make_report
+from askonce_loadtest.chaos.cluster_store import CLUSTER_RECIPES, ClusterStore
 from askonce_loadtest.chaos.driver import Tell, run_chaos
 from askonce_loadtest.chaos.plan import Plan
 from askonce_loadtest.chaos.processes import ChaosError
 from askonce_loadtest.chaos.report import as_json, print_report
-from askonce_loadtest.chaos.schedule import RECIPES, Fault, make_schedule
+from askonce_loadtest.chaos.schedule import RECIPES, Fault, Recipe, make_schedule
 from askonce_loadtest.chaos.store import SingleStore
 from askonce_loadtest.servers.waiting import ServerFailed
 from askonce_queue.errors import AskonceError
 
 INTERRUPTED = 130
+CLUSTER_SHARDS = 6
+"""Two for each primary."""
 DEFAULT = Plan()
 
 
@@ -69,6 +72,13 @@ def chaos(
             "the store may lose acknowledged writes of up to 2 s, and jobs with them.",
         ),
     ] = False,
+    cluster: Annotated[
+        bool,
+        typer.Option(
+            "--cluster",
+            help="On three primaries with a replica each, which fail over; 6 shards.",
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Run workers, producers, a store and a model, break them by a seeded schedule, and count.
@@ -87,7 +97,9 @@ def chaos(
         workers=workers,
         producers=producers,
         rate_per_s=rate,
-        kinds=_kinds(faults, without),
+        shards=CLUSTER_SHARDS if cluster else DEFAULT.shards,
+        cluster=cluster,
+        kinds=_kinds(faults, without, CLUSTER_RECIPES if cluster else RECIPES),
         appendfsync="everysec" if everysec else "always",
     )
     try:
@@ -109,24 +121,24 @@ def chaos(
         raise typer.Exit(1)
 
 
-def _kinds(only: str | None, without: str | None) -> tuple[str, ...]:
+def _kinds(only: str | None, without: str | None, recipes: Mapping[str, Recipe]) -> tuple[str, ...]:
     """The kinds of faults of a run. Raises `BadParameter` for one that there is not."""
-    wanted = _named(only, "--faults") if only is not None else set(RECIPES)
-    unwanted = _named(without, "--without") if without is not None else set[str]()
-    return tuple(kind for kind in RECIPES if kind in wanted - unwanted)
+    wanted = _named(only, "--faults", recipes) if only is not None else set(recipes)
+    unwanted = _named(without, "--without", recipes) if without is not None else set[str]()
+    return tuple(kind for kind in recipes if kind in wanted - unwanted)
 
 
-def _named(text: str, option: str) -> set[str]:
+def _named(text: str, option: str, recipes: Mapping[str, Recipe]) -> set[str]:
     names = {name.strip() for name in text.split(",") if name.strip()}
-    if unknown := names - set(RECIPES):
+    if unknown := names - set(recipes):
         raise typer.BadParameter(
-            f"{option}: no kind {', '.join(sorted(unknown))}; there are {', '.join(RECIPES)}"
+            f"{option}: no kind {', '.join(sorted(unknown))}; there are {', '.join(recipes)}"
         )
     return names
 
 
 def _run(plan: Plan, folder: Path, tell: Tell) -> Report:
-    schedule = make_schedule(plan)
+    schedule = make_schedule(plan, CLUSTER_RECIPES if plan.cluster else RECIPES)
     tell(f"seed {plan.seed}: {len(schedule)} faults in {plan.load_s:g} s")
     for fault in schedule:
         tell(str(fault))
@@ -145,7 +157,7 @@ async def _until_signal(plan: Plan, schedule: list[Fault], folder: Path, tell: T
 
 async def _whole(plan: Plan, schedule: list[Fault], folder: Path, tell: Tell) -> Report:
     began = time.monotonic()
-    store = SingleStore(folder / "store", plan)
+    store = (ClusterStore if plan.cluster else SingleStore)(folder / "store", plan)
     run = await run_chaos(plan, schedule, store, folder, tell)
     tell("the account is made up")
     report = await make_report(plan, run, time.monotonic() - began)

@@ -19,7 +19,7 @@ from askonce_loadtest.chaos import model, producer, proxy
 from askonce_loadtest.chaos.config_file import write_config
 from askonce_loadtest.chaos.evidence import Violation
 from askonce_loadtest.chaos.faults import SOUND, Faults
-from askonce_loadtest.chaos.fleet import Life, Producers, Workers
+from askonce_loadtest.chaos.fleet import DRAINED_S, Life, Producers, Workers
 from askonce_loadtest.chaos.leftovers import Leftovers, sockets
 from askonce_loadtest.chaos.links import Address
 from askonce_loadtest.chaos.plan import Plan
@@ -27,6 +27,7 @@ from askonce_loadtest.chaos.processes import Commanded, until
 from askonce_loadtest.chaos.schedule import LINKS, Fault
 from askonce_loadtest.chaos.store import StoreUnderTest
 from askonce_loadtest.chaos.tap import Settled, Tap
+from askonce_queue.store_config import StoreConfig
 
 SETTLE_S = 60.0
 """How long after the last fault all accepted jobs may take to be answered."""
@@ -131,7 +132,7 @@ async def _fleet(plan: Plan, store: StoreUnderTest, folder: Path) -> AsyncGenera
             return producer.Order(
                 name=name,
                 seed=plan.seed,
-                store=store.table(ports["clients"]),
+                store=StoreConfig(**store.table(ports["clients"])),
                 rate_per_s=plan.rate_per_s / plan.producers,
                 began=load_began,
                 journal=str(folder / f"{name}.jsonl"),
@@ -190,11 +191,12 @@ async def _recover(fleet: Fleet, tell: Tell) -> list[Violation]:
     for name in producers.names:
         producers.bury(name)
     tell("the janitors sweep")
+    await workers.until_ready()
     await leftovers.until_swept(len(workers.names))
     found += sockets(workers.running)
     tell("workers drain")
     found += [
-        Violation("exits", f"{name} did not end, or not with exit code 0", name)
+        Violation("exits", f"{name} does not drain within {DRAINED_S:g} s", name)
         for name in await workers.drain_all()
     ]
     tell("what is left is counted")

@@ -95,8 +95,7 @@ def model_trouble(done: Sequence[Done]) -> list[Span]:
     return [
         Span(one.began, one.ended + MARGIN_S)
         for one in done
-        if one.fault.target in ("model", "model-server")
-        or one.fault.kind == "stop-worker"
+        if one.fault.target in ("model", "model-server") or one.fault.kind == "stop-worker"
     ]
 
 

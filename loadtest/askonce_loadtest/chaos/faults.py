@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Literal, cast
 
-import anyio
-
 from askonce_loadtest.chaos import model
-from askonce_loadtest.chaos.evidence import ALL_GROUPS, ALL_TASKS, Done, Invalidation
+from askonce_loadtest.chaos.evidence import Done
 from askonce_loadtest.chaos.fleet import Producers, Workers
+from askonce_loadtest.chaos.invalidating import Invalidating
 from askonce_loadtest.chaos.links import LinkFault
 from askonce_loadtest.chaos.malformed import Malformed
-from askonce_loadtest.chaos.plan import DEADLY_TASK, MODEL_LATENCY_MS, MODEL_SIGMA, TASK
-from askonce_loadtest.chaos.processes import ChaosError, Commanded, Process
+from askonce_loadtest.chaos.plan import MODEL_LATENCY_MS, MODEL_SIGMA
+from askonce_loadtest.chaos.processes import ChaosError, Commanded
 from askonce_loadtest.chaos.proxy import SetFault, State
 from askonce_loadtest.chaos.schedule import LINKS, Fault
 from askonce_loadtest.chaos.store import StoreUnderTest
-from askonce_loadtest.chaos.workload import group_tag
 from askonce_loadtest.model_server import Behaviour
 from askonce_queue import names
 from askonce_queue.shards import shard_tags
@@ -34,11 +31,6 @@ Action = Callable[[Fault], Awaitable[str]]
 SOUND = Behaviour(latency_ms=MODEL_LATENCY_MS, latency_sigma=MODEL_SIGMA)
 """The model when nothing is wrong with it."""
 SLOW_SIGMA = 0.2
-CONFIRM_S = 40.0
-"""How long an invalidation may take until it is confirmed, however often it has to be repeated."""
-COMMAND_S = 20.0
-UNLINK_AT_ONCE = 500
-_GROUP_SHARE, _TASK_SHARE = 0.75, 0.9
 
 
 class Faults:
@@ -59,18 +51,15 @@ class Faults:
         config: Path,
     ) -> None:
         self.done: list[Done] = []
-        self.invalidations: list[Invalidation] = []
+        self.invalidating = Invalidating(seed, store, model_server, config)
         self.malformed = Malformed(store, seed)
-        self._seed = seed
         self._store = store
         self._proxy = proxy
         self._model_server = model_server
         self._workers = workers
         self._producers = producers
-        self._config = config
         self._poison = itertools.count(1)
         self._struck: Counter[tuple[str, str]] = Counter()
-        self._invalidating = anyio.Lock()
         links = ("drop", "cut", "delay", "throttle", "half-open", "refuse")
         self._actions: Mapping[str, Action] = {
             **dict.fromkeys(links, self._break_link),
@@ -87,7 +76,7 @@ class Faults:
             "model-slow": lambda fault: self._misbehave(
                 fault, Behaviour(latency_ms=fault.amount, latency_sigma=SLOW_SIGMA)
             ),
-            "invalidate": self._invalidate,
+            "invalidate": self.invalidating.carry_out,
             "poison": lambda _: producers.poison(next(self._poison)),
             "malformed": lambda _: self.malformed.add(),
             **store.faults,
@@ -157,50 +146,3 @@ class Faults:
         del fault
         await self._store.ask_all("SCRIPT", "FLUSH")
         return ""
-
-    # Invalidation
-
-    async def _invalidate(self, fault: Fault) -> str:
-        rng = random.Random(f"{self._seed}:{fault.at_s}")
-        chance = rng.random()
-        if chance < _GROUP_SHARE:
-            group = rng.choice(ALL_GROUPS)
-            return await self._take_back([group], [], ["--tag", group_tag(group)])
-        if chance < _TASK_SHARE:
-            task = rng.choice(ALL_TASKS)
-            groups = ALL_GROUPS if task == TASK else []
-            return await self._take_back(groups, [task], ["--task", task])
-        return await self._take_back(ALL_GROUPS, [TASK, DEADLY_TASK], ["--all"])
-
-    async def _take_back(self, groups: list[int], tasks: list[str], options: list[str]) -> str:
-        """Raise the epochs, then run `askonce invalidate` until it says that it is done."""
-        async with self._invalidating:
-            raised = time.monotonic()
-            await self._model_server.ask(model.Change(raise_epochs=groups), model.Done)
-            one = Invalidation(
-                groups=groups, tasks=tasks, raised=raised, began=time.monotonic(), confirmed=None
-            )
-            self.invalidations.append(one)
-            deadline = time.monotonic() + CONFIRM_S
-            for tries in itertools.count(1):
-                if await self._askonce("invalidate", *options) == 0:
-                    one.confirmed = time.monotonic()
-                    return f"{' '.join(options)}, confirmed at the {tries}. time"
-                if time.monotonic() > deadline:
-                    raise ChaosError(f"{' '.join(options)} was never confirmed ({tries} times)")
-                await anyio.sleep(0.2)
-        raise AssertionError("unreachable")
-
-    async def _askonce(self, command: str, *options: str) -> int | None:
-        """Run the `askonce` command; its exit code, None when it took too long."""
-        folder = self._config.parent
-        process = Process(
-            ["askonce_worker", command, str(self._config), *options],
-            folder / f"{command}.log",
-            cwd=folder,
-        )
-        try:
-            await process.wait(COMMAND_S)
-            return process.returncode
-        finally:
-            process.close()

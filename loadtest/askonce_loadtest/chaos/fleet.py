@@ -24,6 +24,8 @@ RESTART_S = 0.2
 """The least time between two processes of one slot."""
 DRAINED_S = 2 * DRAIN_S + 10.0
 """How long a drain may take altogether."""
+FIRST_BYTES = 65_536
+"""A worker says that it serves among the first things it says."""
 UNAVAILABLE = 69
 """The exit code of a command that could not reach the store at its start."""
 
@@ -204,6 +206,8 @@ class Workers(Slots):
     async def drain(self, name: str, away_s: float) -> str:
         """End a worker by SIGTERM; it hands back what it has, and its slot is filled again."""
         async with self._held(name) as process:
+            # Before it serves it has nothing to drain, and may not have its handlers yet.
+            await until(lambda: not process.running or serves(process.log), START_S)
             began = time.monotonic()
             self._drains[process.pid] = began
             process.send(signal.SIGTERM)
@@ -216,17 +220,17 @@ class Workers(Slots):
             return f"pid {process.pid} drained in {time.monotonic() - began:.1f} s"
 
     async def drain_all(self) -> list[str]:
-        """Drain all at once, for good; the names of those that did not end, or not cleanly."""
+        """Drain all at once, for good; the names of those that did not end."""
         self.closing = True
         running = self.running
         for process in running.values():
             self._drains[process.pid] = time.monotonic()
             process.send(signal.SIGTERM)
         await until(lambda: not self.running, DRAINED_S)
-        unclean = [name for name, process in running.items() if process.returncode != 0]
+        left = list(self.running)
         for name in self.names:
             self.bury(name)
-        return unclean
+        return left
 
 
 class Producers(Slots):
@@ -266,6 +270,7 @@ class Producers(Slots):
 def serves(log: Path) -> bool:
     """Whether a worker has said that it serves."""
     try:
-        return b'"worker started"' in log.read_bytes()
+        with log.open("rb") as lines:
+            return b'"worker started"' in lines.read(FIRST_BYTES)
     except FileNotFoundError:
         return False

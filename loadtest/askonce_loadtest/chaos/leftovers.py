@@ -48,11 +48,10 @@ class Leftovers:
 
     async def work(self) -> str:
         """What is not settled, or not handed over; "" when there is nothing."""
+        for lane in self._lanes():
+            if count := int(await self._store.ask(lane.stream, "XLEN", lane.stream)):
+                return f"{count} jobs in {lane.stream.decode()}"
         for tag in self._tags:
-            for lane in LANES:
-                stream = names.jobs(tag, POOL, lane)
-                if count := int(await self._store.ask(stream, "XLEN", stream)):
-                    return f"{count} jobs in {stream.decode()}"
             if owed := await self._store.ask(names.owed(tag), "HGETALL", names.owed(tag)):
                 return f"replies owed on shard {tag}: {owed}"
         return ""
@@ -88,7 +87,8 @@ class Leftovers:
         return found
 
     def _lanes(self) -> list[Lane]:
-        return [Lane(tag, POOL, lane) for tag in self._tags for lane in LANES]
+        lanes = [Lane(tag, POOL, lane) for tag in self._tags for lane in LANES]
+        return [*lanes, *(lane.deferred for lane in lanes)]
 
     async def _consumers(self, lane: Lane) -> dict[bytes, int]:
         """The consumers of a stream's group, with what is pending to each."""

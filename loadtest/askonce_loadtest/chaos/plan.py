@@ -20,6 +20,9 @@ MODEL_TIMEOUT_S = 3.0
 MODEL_SLOTS = 32
 MODEL_LATENCY_MS = 60.0
 MODEL_SIGMA = 0.6
+MAX_HELD = 2_000
+MAX_WAITING = 200
+"""Few enough that misses are deferred while the model is slow."""
 ANSWER_TTL_S = 30.0
 MEMORY_TTL_S = 5.0
 REMEMBER_EXHAUSTED_S = 1.0
@@ -45,6 +48,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     producers: Count = 2
     rate_per_s: Positive = 200.0
     shards: Count = 2
+    cluster: bool = False
+    """Three primaries and three replicas, with failovers, in place of one server."""
     kinds: tuple[str, ...] = ()
     appendfsync: Literal["always", "everysec"] = "always"
 

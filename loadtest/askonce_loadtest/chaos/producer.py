@@ -4,8 +4,8 @@
 
 Killed and started again it goes on where its journal ends: jobs that may or may not have been
 accepted are enqueued again under the same ids, replies that the old one did not hand over come to
-the new one. On standard input it takes lines: `poison N` makes one poisonous job, `finish` no new
-ones from then on, `close` closes the client once every job has its reply. End of input ends it.
+the new one. On standard input it takes lines: `poison N` makes a poisonous job among others,
+`finish` no new ones from then on, `close` closes the client. End of input ends it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 import anyio
 import msgspec
@@ -36,8 +35,9 @@ from askonce_loadtest.chaos.journal import (
     Replied,
     Unknown,
 )
-from askonce_loadtest.chaos.workload import Asked, choose, lane_of
+from askonce_loadtest.chaos.workload import Asked, choose, lane_of, unique
 from askonce_queue import Client, ClientNameInUse, IdConflict, QueueFull, Reply, StoreUnavailable
+from askonce_queue.store_config import StoreConfig
 
 TICK_S = 0.02
 MOST_TOGETHER = 200
@@ -48,6 +48,8 @@ RETRY_S = (0.05, 0.3)
 ASK_SHARE = 0.1
 """Jobs that are asked one by one (`Client.ask`) instead of enqueued many at once."""
 MOST_ASKS = 50
+NEIGHBOURS = 40
+"""Cold questions that are enqueued together with a poisonous job."""
 
 
 class Order(msgspec.Struct):
@@ -55,7 +57,7 @@ class Order(msgspec.Struct):
 
     name: str
     seed: int
-    store: dict[str, Any]
+    store: StoreConfig
     rate_per_s: float
     began: float
     journal: str
@@ -103,9 +105,7 @@ class Producer:
 
     async def _with_a_client(self) -> None:
         order, books = self._order, self._books
-        store = order.store
-        client = Client(store["url"], name=order.name, shards=store.get("shards", 1))
-        async with client:
+        async with Client(order.store, name=order.name) as client:
             books.incarnation += 1
             self._busy.clear()
             self._rng.seed(f"{order.seed}:{order.name}:{books.incarnation}")
@@ -148,6 +148,8 @@ class Producer:
         since_start_s = time.monotonic() - self._order.began
         asked: list[Asked] = []
         while self._poison:
+            # In company that is under way when it strikes: innocents that may not be condemned.
+            asked += [unique(self._rng) for _ in range(NEIGHBOURS)]
             asked.append(Asked("die", self._poison.popleft()))
         if not self._finishing and self._books.waiting < MOST_WAITING:
             asked += [choose(self._rng, since_start_s) for _ in range(count)]

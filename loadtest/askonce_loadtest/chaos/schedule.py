@@ -7,6 +7,7 @@ an order of its own. One target suffers one fault at a time, different targets d
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
@@ -19,6 +20,8 @@ LINKS = ("workers", "clients", "model")
 ROUND_S = 60.0
 FIRST_S = 1.5
 """A little load before the first fault."""
+GAP_S = 0.2
+"""Between two faults of one target."""
 LAST_S = 1.0
 """No fault ends later than this before the load does."""
 
@@ -60,7 +63,7 @@ RECIPES: Mapping[str, Recipe] = {
     "model-errors": Recipe("model", (1.0, 3.0), 1, "the model answers 500"),
     "model-slow": Recipe("model", (2.0, 3.0), 2, "median latency in ms: longer than a lease",
                          (800.0, 2_000.0)),
-    "invalidate": Recipe("data", (0.0, 0.0), 8, "a group, a task, or everything"),
+    "invalidate": Recipe("data", (0.0, 0.0), 15, "a group, a task, or everything"),
     "poison": Recipe("data", (0.0, 0.0), 1, "a job that kills its worker"),
     "malformed": Recipe("data", (0.0, 0.0), 3, "entries that are no jobs"),
 }  # fmt: skip
@@ -121,15 +124,19 @@ def _round(
         amount = rng.uniform(*recipe.amount)
         at_s = first_s + (place + rng.random()) * step_s
         target = link or targets.choose(recipe.target, rng, at_s)
-        at_s = round(targets.reserve(target, at_s, for_s), 2)
-        if at_s + for_s <= last_s:
+        begins_s = targets.reserve(target, at_s, for_s, first_s, last_s)
+        if begins_s is not None:
             yield Fault(
-                at_s=at_s, kind=kind, target=target, for_s=for_s, amount=float(f"{amount:.3g}")
+                at_s=round(begins_s, 2),
+                kind=kind,
+                target=target,
+                for_s=for_s,
+                amount=float(f"{amount:.3g}"),
             )
 
 
 class _Targets:
-    """What there is to strike, and from when on it is free again."""
+    """What there is to strike, and when it is taken."""
 
     def __init__(self, plan: Plan) -> None:
         self._names: dict[Target, list[str]] = {
@@ -139,17 +146,30 @@ class _Targets:
             "model": ["model-server"],
             "data": ["data"],
         }
-        self._free_at_s: dict[str, float] = {}
+        self._taken: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
 
     def choose(self, target: Target, rng: random.Random, at_s: float) -> str:
-        """One that is free at that time, or the one that is so first."""
+        """One that is free at that time, or any."""
         names = list(self._names[target])
         rng.shuffle(names)
-        return min(names, key=lambda name: max(at_s, self._free_at_s.get(name, 0.0)))
+        return min(names, key=lambda name: not self._fits(name, at_s, 0.0))
 
-    def reserve(self, name: str, at_s: float, for_s: float) -> float:
-        """When the fault can begin; from then on the target is taken until it ends."""
-        begins_s = max(at_s, self._free_at_s.get(name, 0.0))
-        if name != "data":
-            self._free_at_s[name] = begins_s + for_s + 0.2
-        return begins_s
+    def reserve(
+        self, name: str, at_s: float, for_s: float, first_s: float, last_s: float
+    ) -> float | None:
+        """When the fault can begin, at `at_s` or as soon as may be; None if not before `last_s`."""
+        ends = sorted(ended_s + GAP_S for _, ended_s in self._taken[name])
+        later = [end_s for end_s in ends if end_s > at_s]
+        for begins_s in (at_s, *later, first_s, *ends):
+            if begins_s + for_s <= last_s and self._fits(name, begins_s, for_s):
+                if name != "data":
+                    self._taken[name].append((begins_s, begins_s + for_s))
+                return begins_s
+        return None
+
+    def _fits(self, name: str, begins_s: float, for_s: float) -> bool:
+        """Whether nothing else strikes the target then, nor just before or after."""
+        return all(
+            begins_s >= ended_s + GAP_S or begins_s + for_s + GAP_S <= began_s
+            for began_s, ended_s in self._taken[name]
+        )

@@ -21,6 +21,8 @@ GROUPS = 8
 HOT_TEXTS = 200
 FRESH_PER_S = 3.0
 """New texts a second that all producers ask for at the same time: every one is a small stampede."""
+FRESH_FOR_S = 2.0
+"""How long a new text is asked for, on average: what was asked too early is asked again later."""
 _FIRST_FRESH = 10_000
 _FIRST_UNIQUE = 10_000_000
 _CALM_SHARE, _FRESH_SHARE, _UNIQUE_SHARE = 0.10, 0.30, 0.05
@@ -94,11 +96,17 @@ def choose(rng: random.Random, since_start_s: float) -> Asked:
         return Asked("calm", _zipf(rng))
     chance -= _CALM_SHARE
     if chance < _FRESH_SHARE:
-        return Asked("question", _FIRST_FRESH + int(since_start_s * FRESH_PER_S))
+        asked_since_s = max(0.0, since_start_s - rng.expovariate(1 / FRESH_FOR_S))
+        return Asked("question", _FIRST_FRESH + int(asked_since_s * FRESH_PER_S))
     chance -= _FRESH_SHARE
     if chance < _UNIQUE_SHARE:
-        return Asked("question", _FIRST_UNIQUE + rng.getrandbits(40))
+        return unique(rng)
     return Asked("question", _zipf(rng))
+
+
+def unique(rng: random.Random) -> Asked:
+    """A question that nobody has asked and nobody will ask again."""
+    return Asked("question", _FIRST_UNIQUE + rng.getrandbits(40))
 
 
 def _zipf(rng: random.Random) -> int:

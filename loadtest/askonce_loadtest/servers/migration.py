@@ -5,6 +5,8 @@ Protocol: https://valkey.io/commands/cluster-setslot/, "Cluster live resharding 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from askonce_loadtest.servers.node import Node
 
 PAGE = 100
@@ -54,14 +56,14 @@ class SlotMigration:
 
     async def _send_all(self, here: Node, there: Node) -> int:
         moved = 0
-        while keys := await here.command("CLUSTER", "GETKEYSINSLOT", self.slot, PAGE):
+        page = ("CLUSTER", "GETKEYSINSLOT", self.slot, PAGE)
+        while keys := await here.command(*page, decode=False):  # keys are no texts
             moved += await self._send(here, there, keys)
         return moved
 
-    async def _send(self, here: Node, there: Node, keys: tuple[bytes, ...] | list[str]) -> int:
-        login = ["AUTH2", there.user or "default", there.password] if there.password else []
-        reply = await here.command(
-            *("MIGRATE", *there.address, "", 0, MOVE_MS, *login, "KEYS", *keys),
-            timeout_s=MOVE_MS / 1000 + 1,
-        )
+    async def _send(self, here: Node, there: Node, keys: Sequence[bytes]) -> int:
+        words: list[str | bytes | int] = ["MIGRATE", *there.address, "", 0, MOVE_MS]
+        if there.password:
+            words += ["AUTH2", there.user or "default", there.password]
+        reply = await here.command(*words, "KEYS", *keys, timeout_s=MOVE_MS / 1000 + 1)
         return 0 if reply == "NOKEY" else len(keys)

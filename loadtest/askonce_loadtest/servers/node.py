@@ -243,8 +243,10 @@ class Node:
 
     # What it says
 
-    async def command(self, *words: str | bytes | int, timeout_s: float = COMMAND_S) -> Any:
-        """Send one command, on a connection of its own; texts are decoded.
+    async def command(
+        self, *words: str | bytes | int, timeout_s: float = COMMAND_S, decode: bool = True
+    ) -> Any:
+        """Send one command, on a connection of its own, and return its reply, decoded or as bytes.
 
         Raises redis-py's errors.
         """
@@ -254,7 +256,7 @@ class Node:
             username=self.user or None,
             password=self.password or None,
             protocol=2,
-            decode_responses=True,
+            decode_responses=decode,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),

@@ -43,23 +43,27 @@ _QUICK = (
 class SentinelSet(Rig):
     """Two data nodes under the name `name`, and their sentinels.
 
-    `password` is that of the data nodes, `sentinel_password` that of the sentinels. A primary that
-    does not answer for `down_after_ms` is replaced. `conf` are further lines of the data nodes.
+    `user`, `password` and `conf` are as of the data `Node`s; sentinels log in there as `watcher`,
+    or the default user, with the same password. `sentinel_password` is that of the sentinels
+    themselves. A primary that does not answer for `down_after_ms` is replaced.
     """
 
     def __init__(
         self,
         folder: Path,
         *,
+        user: str = "",
         password: str = "",
+        watcher: str = "",
         sentinel_password: str = "",
         down_after_ms: int = 1000,
         conf: Sequence[str] = (),
     ) -> None:
         self.name = NAME
-        self.data = Replicated(folder, password=password, conf=conf)
+        self.data = Replicated(folder, user=user, password=password, conf=conf)
         self._data_nodes = self.data.nodes
         self._password = password
+        self._watcher = watcher
         self._down_after_ms = down_after_ms
         self._ids = [secrets.token_hex(20) for _ in range(SENTINELS)]
         self.sentinels = [
@@ -99,6 +103,8 @@ class SentinelSet(Rig):
             # Also how long they wait before they try again when votes were split.
             f"sentinel failover-timeout {NAME} 2000",
         ]
+        if self._watcher:
+            lines.append(f"sentinel auth-user {NAME} {self._watcher}")
         if self._password:
             lines.append(f"sentinel auth-pass {NAME} {quoted(self._password)}")
         return lines

@@ -7,8 +7,8 @@
 -- O(consumers + entries). allow-oom.
 local now, room = now_ms(), tonumber(ARGV[4])
 local function alive(consumer)
-  local deadline = redis.call('HGET', KEYS[2], consumer)
-  return deadline and tonumber(deadline) >= now
+  local deadline = tonumber(redis.call('HGET', KEYS[2], consumer))  -- nil as well for no number
+  return deadline and deadline >= now
 end
 local taken = {}
 if not alive(ARGV[2]) then return taken end

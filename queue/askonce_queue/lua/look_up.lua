@@ -19,10 +19,14 @@ local us = now_us()
 local now = math.floor(us / 1000)
 local n = #KEYS - 4
 
+local function whole(text)  -- 2^53: from there on one more makes no difference
+  local number = tonumber(text)
+  return number and math.abs(number) < 9007199254740992 and number
+end
 local stamp = redis.call('HMGET', KEYS[1], 'inv', 'base')
-local inv, base = tonumber(stamp[1]), tonumber(stamp[2])
-if not inv then
-  -- A new shard, or one whose stamps were lost: nothing built before now may be served.
+local inv, base = whole(stamp[1]), whole(stamp[2])
+if not (inv and base) then
+  -- A new shard, or one whose stamps were lost or damaged: nothing built before now may be served.
   inv, base = us, us
   redis.call('HSET', KEYS[1], 'inv', string.format('%.0f', us), 'base', string.format('%.0f', us))
 end
@@ -78,7 +82,7 @@ for from = 1, #absent, 1000 do
     local attempt, over_from_dead, result = 1, 0, nil
     if leased[digest] then
       result = 'B' .. token  -- the same key twice in one call
-    elseif lease then
+    elseif lease and #lease >= 33 then  -- a shorter one is nobody's
       local holder, deadline, built, tried = struct.unpack('<c16ddB', lease)
       if holder == token then
         result = 'own'
@@ -90,12 +94,12 @@ for from = 1, #absent, 1000 do
         attempt, over_from_dead = math.min(tried + 1, 255), 1
       end
     end
-    if try and result ~= 'own' then
+    if try and #try >= 10 and result ~= 'own' then
       local kind, tried, until_ms = struct.unpack('<c1Bd', try)
       if until_ms >= now then
         if kind == 'A' then
           attempt = math.max(attempt, tried + 1)
-        else
+        elseif kind == 'R' or kind == 'U' then
           result = kind .. string.sub(try, 11)
         end
       end

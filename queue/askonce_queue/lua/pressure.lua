@@ -14,7 +14,7 @@ local PLACES_BYTES = 32  -- of a key in the tables of keys and deadlines; MEMORY
 
 local function recall(key)
   local record = redis.call('GET', key)
-  if record then return struct.unpack(RECORD, record) end
+  if record and #record == struct.size(RECORD) then return struct.unpack(RECORD, record) end
   return 0, 0, 0, 0, 0, 0
 end
 

@@ -6,6 +6,8 @@
 --       then n × (entry id, id-record field)
 -- Returns how many acknowledgements counted. A re-sent call, a zombie and a second delivery find
 -- them gone and change nothing. O(jobs). allow-oom: it is what frees memory.
+-- What is acknowledged and not replied is lost, so nothing after XACK may end the script: neither a
+-- reply stream nor a hash that is not what it should be.
 local at, total = 2, 0
 for k = 4, #KEYS do
   local owner, n, replies = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
@@ -32,11 +34,15 @@ for k = 4, #KEYS do
   end
   if mine > 0 then
     -- A client that vanished for longer than the retention has no stream to leak into.
-    if owner == '' or redis.call('HEXISTS', KEYS[3], owner) == 1 then
-      redis.call('XADD', KEYS[k], '*', 'n', mine, 'r', replies)
+    if owner == '' or redis.pcall('HEXISTS', KEYS[3], owner) ~= 0 then
+      local added = redis.pcall('XADD', KEYS[k], '*', 'n', mine, 'r', replies)
+      if added.err then
+        redis.call('UNLINK', KEYS[k])  -- no stream, or one that takes no more: nobody can read it
+        redis.call('XADD', KEYS[k], '*', 'n', mine, 'r', replies)
+      end
     end
     redis.call('XDEL', KEYS[1], unpack(entries))
-    redis.call('HDEL', KEYS[2], unpack(records))
+    redis.pcall('HDEL', KEYS[2], unpack(records))
   end
   total = total + mine
 end

@@ -17,6 +17,7 @@ Layout in the store (little-endian), read by `look_up.lua` and written by `fill.
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Any
 
@@ -86,8 +87,16 @@ _unpack = msgspec.msgpack.Decoder(StoredAnswer)
 
 
 def encode_json(answer: Answer) -> msgspec.Raw:
-    """The answer as replies carry it. Raises as `encode_body`."""
-    return msgspec.Raw(_json.encode(answer))
+    """The answer as replies carry it. Raises as `encode_body`.
+
+    Also for scores that are no numbers: the encoder would write null, and nobody could read that.
+    """
+    if answer.scores is not None and not all(map(math.isfinite, answer.scores.values())):
+        raise ValueError("a score is not a number")
+    try:
+        return msgspec.Raw(_json.encode(answer))
+    except RecursionError as error:
+        raise ValueError(f"nested too deeply: {error}") from error
 
 
 def encode_body(answer: Answer) -> bytes:
@@ -96,16 +105,18 @@ def encode_body(answer: Answer) -> bytes:
     Raises `ValueError`, `TypeError`, `OverflowError` or `MsgspecError` for what is not JSON.
     """
     usage = answer.usage
-    return _pack.encode(
-        StoredAnswer(
-            label=answer.label,
-            score=answer.score,
-            model=answer.model,
-            tokens=(usage.input_tokens, usage.output_tokens) if usage else None,
-            scores=answer.scores,
-            value=answer.value,
-        )
+    stored = StoredAnswer(
+        label=answer.label,
+        score=answer.score,
+        model=answer.model,
+        tokens=(usage.input_tokens, usage.output_tokens) if usage else None,
+        scores=answer.scores,
+        value=answer.value,
     )
+    try:
+        return _pack.encode(stored)
+    except RecursionError as error:
+        raise ValueError(f"nested too deeply: {error}") from error
 
 
 def decode_body(body: bytes) -> Answer:
@@ -126,18 +137,26 @@ def decode_entry(
 ) -> Entry:
     """Read an entry as the look-up returned it at server time `now_ms`.
 
-    Raises `struct.error` or `msgspec.MsgspecError` when it was not written by this version.
+    Raises `struct.error` or `msgspec.MsgspecError` when it was not written by this version, or has
+    been damaged so that no reply could carry it.
     """
     version, _flags, created, built, fresh, _over, tag_bytes = HEADER.unpack_from(data)
     if version != VERSION:
         raise struct.error(f"entry version {version} is not known here")
+    if not math.isfinite(created + built + fresh):
+        raise struct.error("its times are no numbers")
     end = HEADER.size + tag_bytes
-    tags = data[HEADER.size : end].decode()
     fresh_s = (fresh - now_ms) / 1000
-    answer = decode_body(data[end:])
+    try:
+        tags = data[HEADER.size : end].decode()
+        answer = decode_body(data[end:])
+        json = encode_json(answer)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        # MessagePack has values that JSON has not.
+        raise msgspec.DecodeError(f"not an answer: {error}") from error
     return Entry(
         answer,
-        encode_json(answer),
+        json,
         born=monotonic - max(0.0, now_ms - created) / 1000,
         built=built,
         kept=monotonic + min(memory_ttl_s, fresh_s),

@@ -78,6 +78,8 @@ async def _list(options: ListOptions, _signals: Signals) -> int:
                 rows = [letter async for letter in _first(search, limit + 1)]
             if rows:
                 console.print(dead_shown.as_table(rows[:limit], now_ms))
+            else:
+                say("no such dead letters" if options.filters.given else "no dead letters")
             if len(rows) > limit:
                 say(f"the newest {limit:,}; --limit shows more")
         else:

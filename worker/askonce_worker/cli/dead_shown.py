@@ -6,6 +6,7 @@ What stands in a letter was written by anybody. Nothing of it reaches a terminal
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -16,6 +17,8 @@ from rich.text import Text
 from askonce_worker.dead_letters import DeadLetter
 
 COLUMNS = ("id", "age", "code", "task", "client/job", "message")
+CUT = ("client/job", "message")
+TASK_WIDTH = 20
 _ENVELOPE = {b"v", b"c", b"i", b"p", b"r", b"n", b"g", b"d"}
 _AGES = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
@@ -50,12 +53,12 @@ class LetterJson(msgspec.Struct, omit_defaults=True, kw_only=True):
     fields: dict[str, str] = {}
 
 
-def as_json(letter: DeadLetter, now_ms: int) -> bytes:
+def as_json(letter: DeadLetter, now_ms: int) -> str:
     """One JSON object, without line breaks."""
     envelope = letter.envelope
     kind, payload = _payload(letter)
     raw = msgspec.Raw(msgspec.json.format(payload, indent=-1)) if kind == "JSON" else None
-    return msgspec.json.encode(
+    encoded = msgspec.json.encode(
         LetterJson(
             id=str(letter.id),
             at=_iso(letter.id.ms),
@@ -79,6 +82,7 @@ def as_json(letter: DeadLetter, now_ms: int) -> bytes:
             fields=_other_fields(letter),
         )
     )
+    return _printable_json(encoded.decode())
 
 
 def as_line(letter: DeadLetter, now_ms: int) -> str:
@@ -87,13 +91,16 @@ def as_line(letter: DeadLetter, now_ms: int) -> str:
 
 
 def as_table(letters: Sequence[DeadLetter], now_ms: int) -> Table:
-    """A table for a terminal; ids are never cut."""
+    """A table for a terminal. Where it is too wide, clients and messages are cut, never ids."""
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     for name in COLUMNS:
-        table.add_column(name, no_wrap=True, overflow="ellipsis")
-    table.columns[0].min_width = max((len(str(letter.id)) for letter in letters), default=0)
+        # Cut rather than wrapped, although Rich finds room in columns that may be wrapped.
+        table.add_column(
+            name, no_wrap=name not in CUT, max_width=TASK_WIDTH if name == "task" else None
+        )
     for letter in letters:
-        table.add_row(*(Text(column) for column in _columns(letter, now_ms)))
+        columns = _columns(letter, now_ms)
+        table.add_row(*(Text(column, no_wrap=True, overflow="ellipsis") for column in columns))
     return table
 
 
@@ -123,8 +130,9 @@ def as_page(letter: DeadLetter, now_ms: int) -> Iterator[tuple[str, str]]:
         if value:
             yield printable(name), printable(value)
     if kind == "JSON":
-        payload = msgspec.json.format(payload, indent=2)
-    if payload:
+        text = msgspec.json.format(payload, indent=2).decode()
+        yield "", "\n".join(_printable_json(line) for line in text.split("\n"))
+    elif payload:
         text = payload.hex(" ", 4) if kind == "hex" else payload.decode()
         yield "", "\n".join(printable(line) for line in text.split("\n"))
 
@@ -134,6 +142,13 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _printable_json(line: str) -> str:
+    """`printable` for a line of JSON, which stays the same: only its texts have such characters."""
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
 
 
 def _columns(letter: DeadLetter, now_ms: int) -> list[str]:

@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from askonce_queue import names
+from askonce_queue import names, queue_scripts
 from askonce_queue.checks import check_store, parse_info, recorded_shards
 from askonce_queue.errors import AskonceError, ConfigError
+from askonce_queue.pressure import STOP_FILLS_AT, Memory, read_memory
 from askonce_queue.store import Store
 from askonce_worker.build import build_model, open_store
 from askonce_worker.cli import loop
@@ -35,8 +36,6 @@ Status = Literal["ok", "warn", "fail"]
 PINGS = 21
 SLOW_MS = 5.0
 """A round trip above this makes the store the slowest part of a hit."""
-FULL = 0.85
-"""The share of the store's memory above which it is nearly full."""
 _SIGNS: dict[Status, tuple[str, str]] = {
     "ok": ("ok  ", "green"),
     "warn": ("warn", "yellow"),
@@ -140,7 +139,12 @@ async def _look_at(store: Store, settings: Settings) -> list[Check]:
             checks.append(Check("store", "fail", f"{where} does not answer: {reply}"))
             continue
         checks += _look_at_server(parse_info(reply), where)
-    return [*checks, await _shards(store, settings), await _latency(store)]
+    return [
+        *checks,
+        await _held(store, settings.worker.max_memory_share),
+        await _shards(store, settings),
+        await _latency(store),
+    ]
 
 
 def _look_at_server(info: dict[str, str], where: str) -> list[Check]:
@@ -196,9 +200,36 @@ def _memory(used: int, most: int) -> Check:
             name, "warn", f"{used_mb:,.1f} MB used, no limit: set maxmemory, so that answers are "
             "evicted before the system runs out"
         )  # fmt: skip
-    found = f"{used_mb:,.1f} of {most / 2**20:,.0f} MB used"
-    if used > FULL * most:
-        return Check(name, "warn", f"{found}: raise maxmemory, or shorten the ttl of tasks")
+    return Check(name, "ok", f"{used_mb:,.1f} of {most / 2**20:,.0f} MB used")
+
+
+async def _held(store: Store, max_share: float) -> Check:
+    """How near the store is to refusing jobs; of several servers, the one that is nearest.
+
+    A full store is none that refuses: answers give way to jobs, where they can be evicted.
+    """
+    name = "store memory held"
+    memories: list[Memory] = []
+    for result in await store.run_many([queue_scripts.measure(tag) for tag in store.tags]):
+        if isinstance(result, Exception):
+            raise result
+        memories.append(read_memory(result))
+    fullest = max(memories, key=lambda memory: memory.held_share)
+    found = f"{fullest.held_bytes / 2**20:,.1f} MB cannot be evicted"
+    if fullest.held_share > max_share:
+        return Check(
+            name,
+            "warn",
+            f"{found}: jobs are refused. Read replies, add workers, drop dead letters, or raise "
+            "maxmemory",
+        )
+    if not fullest.evicts and fullest.held_share > STOP_FILLS_AT:
+        return Check(
+            name,
+            "warn",
+            f"{found}: answers are not kept. Set maxmemory-policy to volatile-lfu, or raise "
+            "maxmemory",
+        )
     return Check(name, "ok", found)
 
 

@@ -79,8 +79,11 @@ def _fleet_table(state: FleetState) -> Table:
     table.add_column()
     table.add_row("live workers", f"{len(state.workers)} in pool {state.pool!r}")
     for lane, jobs in state.lanes.items():
-        oldest = f", the oldest for {jobs.oldest_s:,.1f} s" if jobs.backlog else ""
-        table.add_row(f"backlog {lane}", f"{jobs.backlog:,} ({jobs.pending:,} pending{oldest})")
+        deferred = f", {jobs.deferred:,} deferred" if jobs.deferred else ""
+        waits = jobs.backlog or jobs.deferred
+        oldest = f", the oldest for {jobs.oldest_s:,.1f} s" if waits else ""
+        about = f"{jobs.pending:,} pending{deferred}{oldest}"
+        table.add_row(f"backlog {lane}", f"{jobs.backlog:,} ({about})")
     dropped = state.dead_letters_dropped
     older = f" ({dropped:,} older ones were dropped to make room)" if dropped else ""
     table.add_row("dead letters", f"{state.dead_letters:,}{older}")

@@ -19,16 +19,18 @@ from askonce_queue.queue_scripts import LANES, Lane
 from askonce_queue.store import Store
 
 READ_EVERY_S = 5.0
-COMMANDS_PER_LANE = 3
 
 
 class LaneState(msgspec.Struct):
-    """The jobs of one lane that are not settled. `pending` are in the hands of workers.
+    """The jobs of one lane that are not settled.
 
-    `oldest_s` is the age of the first of them, by the store's clock.
+    `backlog` has those that were not deferred, `deferred` the others; `pending` are those of both
+    that are in the hands of workers. `oldest_s` is the age of the oldest of all, by the store's
+    clock; of a deferred job since it was deferred.
     """
 
     backlog: int = 0
+    deferred: int = 0
     pending: int = 0
     oldest_s: float = 0.0
 
@@ -43,35 +45,49 @@ class ShardState(NamedTuple):
 async def read_shard(store: Store, tag: str, pool: str) -> ShardState:
     """Read what waits on a shard, in one round trip. Raises redis-py's errors."""
     dead = names.dead(tag, pool)
-    # Jobs that are put off until later will wait in a stream of their own: one more to read here.
-    streams = [Lane(tag, pool, lane).stream for lane in LANES]
     commands: list[tuple[bytes, tuple[Any, ...]]] = [(dead, ("TIME",)), (dead, ("XLEN", dead))]
-    for stream in streams:
-        commands += [
-            (stream, ("XLEN", stream)),
-            (stream, ("XRANGE", stream, "-", "+", "COUNT", 1)),
-            (stream, ("XPENDING", stream, names.GROUP)),
-        ]
+    for name in LANES:
+        lane = Lane(tag, pool, name)
+        for stream in (lane.stream, lane.deferred.stream):
+            commands += [
+                (stream, ("XLEN", stream)),
+                (stream, ("XRANGE", stream, "-", "+", "COUNT", 1)),
+                (stream, ("XPENDING", stream, names.GROUP)),
+            ]
     time, dead_letters, *replies = await store.send_many(commands)
     seconds, micros = _unless_error(time)
     now_ms = int(seconds) * 1000 + int(micros) // 1000
-    states = [
-        _lane_state(replies[start : start + COMMANDS_PER_LANE], now_ms)
-        for start in range(0, len(replies), COMMANDS_PER_LANE)
-    ]
-    return ShardState(dict(zip(LANES, states, strict=True)), int(_unless_error(dead_letters)))
+    streams = [_read_stream(replies[i : i + 3], now_ms) for i in range(0, len(replies), 3)]
+    lanes = {
+        name: LaneState(
+            backlog=own.jobs,
+            deferred=deferred.jobs,
+            pending=own.pending + deferred.pending,
+            oldest_s=max(own.oldest_s, deferred.oldest_s),
+        )
+        for name, own, deferred in zip(LANES, streams[::2], streams[1::2], strict=True)
+    }
+    return ShardState(lanes, int(_unless_error(dead_letters)))
 
 
-def _lane_state(replies: Sequence[Any], now_ms: int) -> LaneState:
-    backlog, first, pending = replies
-    state = LaneState(int(_unless_error(backlog)))
-    # Without a group, no worker has ever served this lane.
+class _Stream(NamedTuple):
+    jobs: int
+    pending: int
+    oldest_s: float
+
+
+def _read_stream(replies: Sequence[Any], now_ms: int) -> _Stream:
+    """What the three replies say of one stream. Raises the error among them."""
+    jobs, first, pending = replies
+    in_hand = 0
+    # Without a group, no worker has ever served it.
     if not (isinstance(pending, ResponseError) and str(pending).startswith("NOGROUP")):
-        state.pending = int(_unless_error(pending)[0])
-    if _unless_error(first):
-        enqueued_ms = int(bytes(first[0][0]).partition(b"-")[0])
-        state.oldest_s = max(0.0, (now_ms - enqueued_ms) / 1000)
-    return state
+        in_hand = int(_unless_error(pending)[0])
+    oldest_s = 0.0
+    for entry in _unless_error(first):
+        enqueued_ms = int(bytes(entry[0]).partition(b"-")[0])
+        oldest_s = max(0.0, (now_ms - enqueued_ms) / 1000)
+    return _Stream(int(_unless_error(jobs)), in_hand, oldest_s)
 
 
 def _unless_error(reply: Any) -> Any:

@@ -57,7 +57,7 @@ BY_TASK = (
         _each(
             "flights_",
             *("hit", "filled", "fenced", "merged", "invalidated", "unkept"),
-            *("rejected", "exhausted", "no_store"),
+            *("rejected", "exhausted", "deferred", "no_store"),
         ),
         label="end",
     ),
@@ -99,7 +99,7 @@ BY_WORKER = (
     Family(
         "askonce_deliveries",
         "Deliveries of jobs to this worker that ended, by how they ended.",
-        _each("jobs_", "settled", "buried", "returned", "reclaimed"),
+        _each("jobs_", "settled", "buried", "returned", "deferred", "reclaimed"),
         label="end",
         by=(),
     ),

@@ -79,7 +79,8 @@ class Limits(NamedTuple):
     """Where health ends, in seconds; both can be configured."""
 
     read_age_s: float
-    """How long a shard that could be read may be left unread."""
+    """How long a shard that could be read may be left unread. Above the time after which a store
+    that does not answer is known not to, or an outage would look like a worker that is stuck."""
     loop_lag_s: float
     """How late every one of the last turns of the event loop may be."""
 
@@ -105,14 +106,14 @@ def live(signs: Signs, limits: Limits) -> Verdict:
     """Whether a worker can go on as it is; if not, it is to be restarted."""
     reasons = [
         f"shard {tag} was not read for {unread_s:.0f} s although the store answers "
-        f"(max_read_age_s = {limits.read_age_s:g})"
+        f"(at most {limits.read_age_s:g} s, by max_read_age_s and the store's timeout_s)"
         for tag, unread_s in signs.unread_s.items()
         if unread_s > limits.read_age_s
     ]
     if signs.lag_s > limits.loop_lag_s:
         reasons.append(
             f"the event loop is {signs.lag_s:.1f} s late, again and again "
-            f"(max_loop_lag_s = {limits.loop_lag_s:g})"
+            f"(at most {limits.loop_lag_s:g} s, by max_loop_lag_s)"
         )
     return _verdict(reasons)
 

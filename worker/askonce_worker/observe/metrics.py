@@ -157,9 +157,14 @@ class WorkerMetrics(Collector):
 
 
 _BY_LANE: tuple[tuple[str, str, Callable[[LaneState], float]], ...] = (
-    ("askonce_backlog_jobs", "Jobs not settled.", lambda state: state.backlog),
+    ("askonce_backlog_jobs", "Jobs not settled and not deferred.", lambda state: state.backlog),
+    ("askonce_deferred_jobs", "Jobs deferred.", lambda state: state.deferred),
     ("askonce_pending_jobs", "Jobs in the hands of workers.", lambda state: state.pending),
-    ("askonce_oldest_job_age_seconds", "Age of the oldest one.", lambda state: state.oldest_s),
+    (
+        "askonce_oldest_job_age_seconds",
+        "Age of the oldest job; of a deferred one, since it was deferred.",
+        lambda state: state.oldest_s,
+    ),
 )
 
 

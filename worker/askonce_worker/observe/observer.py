@@ -20,6 +20,11 @@ from askonce_worker.observe.metrics import Exposition, WorkerMetrics
 from askonce_worker.observe.server import serving
 
 
+def limits_of(config: WorkerConfig, store: StoreConfig) -> Limits:
+    """As configured; for `timeout_s`, a store that hangs is taken for one that answers."""
+    return Limits(config.max_read_age_s + store.timeout_s, config.max_loop_lag_s)
+
+
 @asynccontextmanager
 async def observed(
     address: ListenAddress,
@@ -37,7 +42,7 @@ async def observed(
     there keeps nobody from settling. Raises `OSError` when it cannot listen at `address`.
     """
     clock = clock or SystemClock()
-    limits = Limits(config.max_read_age_s, config.max_loop_lag_s)
+    limits = limits_of(config, store)
     lag = LoopLag(clock)
     health = Health(vitals, lag, limits, clock)
     connections = Store(store, max_connections=1)

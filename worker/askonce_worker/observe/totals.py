@@ -82,6 +82,7 @@ async def read_fleet(store: Store, pool: str) -> FleetState:
         dead_letters += shard.dead_letters
         for lane, state in shard.lanes.items():
             lanes[lane].backlog += state.backlog
+            lanes[lane].deferred += state.deferred
             lanes[lane].pending += state.pending
             lanes[lane].oldest_s = max(lanes[lane].oldest_s, round(state.oldest_s, 1))
     servers = await _servers(store)

@@ -23,6 +23,9 @@ from askonce_worker.tasks import Task
 Entry = tuple[bytes, list[bytes] | None]
 """A stream entry as the client library returns it raw: id, then names and values in turn."""
 
+MOST_MESSAGE_CHARS = 500
+"""What is said of a bad entry; what is wrong in it may be as large as a job."""
+
 _PLAIN_FIELDS = (b"v", b"c", b"i", b"p")
 _PLAIN_LENGTH = 2 * len(_PLAIN_FIELDS)
 _payload_decoder = msgspec.json.Decoder(Payload)
@@ -115,7 +118,8 @@ class Decoder:
         try:
             good.append(self._delivery(lane, envelope))
         except _Refusal as refusal:
-            bad.append(Bad(envelope, fields or [], refusal.code, refusal.message))
+            message = refusal.message[:MOST_MESSAGE_CHARS]
+            bad.append(Bad(envelope, fields or [], refusal.code, message))
 
     def _delivery(self, lane: Lane, envelope: Envelope) -> Delivery:
         if envelope.problem:
@@ -129,7 +133,7 @@ class Decoder:
         task = self._tasks.get(payload.task)
         if task is None:
             known = ", ".join(sorted(self._tasks))
-            raise _Refusal("unknown_task", f"no task {payload.task!r} here; known tasks: {known}")
+            raise _Refusal("unknown_task", f"no task {payload.task!r:.60} here; known tasks: {known}")
         try:
             check_envelope(envelope.tenant, envelope.tags)
             question = _question(task, payload)
