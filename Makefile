@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: demo test coverage lint format bench constraints clean
+.PHONY: demo test coverage lint format bench chaos constraints clean
 
 demo: $(VENV)/.base
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -31,6 +31,10 @@ format: $(VENV)/.lint
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m askonce_loadtest bench $(ARGS)
+
+# The long one; about a minute of it is part of `make test`.
+chaos: $(VENV)/.base
+	$(BIN)/python -m askonce_loadtest chaos --minutes 20 $(ARGS)
 
 # Pin the newest versions that pyproject.toml allows.
 constraints: $(VENV)/.lint

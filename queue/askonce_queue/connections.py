@@ -18,6 +18,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import EqualJitterBackoff, NoBackoff
 from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError, ResponseError
+from redis.exceptions import ConnectionError as StoreDown
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
@@ -35,6 +36,8 @@ RETRY_BASE_S = 0.1
 RETRY_CAP_S = 1.0
 """With both, the retries outlast a restart of at least 0.7 s."""
 POOL_WAIT_S = 20.0
+CLOSED = "the handler is closed"
+"""What uvloop says, in a RuntimeError, when the peer closed a connection just before it is used."""
 
 _RAW_REPLIES = (
     "XREAD",
@@ -76,11 +79,19 @@ class Endpoint:
         Raises `DataError`, before anything is sent, for arguments that cannot be.
         """
         packed = b"".join(map(pack, commands))
+        try:
+            return await self._exchange(packed, len(commands))
+        except RuntimeError as error:
+            if CLOSED not in str(error):
+                raise
+            raise StoreDown(f"the connection was closed: {error}") from error
+
+    async def _exchange(self, packed: bytes, count: int) -> list[Any]:
         connection = await self._pool.get_connection()
         try:
             await connection.send_packed_command(packed, check_health=False)
             replies: list[Any] = []
-            for _ in commands:
+            for _ in range(count):
                 try:
                     replies.append(await connection.read_response())
                 except ResponseError as refusal:
@@ -249,8 +260,9 @@ def _credentials(
     The URL's credentials are the primary's; sentinels have their own or none.
     """
     name = "sentinel_password" if sentinel else "password"
+    username = config.sentinel_username if sentinel else options.get("username")
     if getattr(config, f"{name}_env") is not None or getattr(config, f"{name}_file") is not None:
-        return _Credentials(config, name, None if sentinel else options.get("username"))
+        return _Credentials(config, name, username)
     if sentinel:
         options.pop("username", None)
         options.pop("password", None)

@@ -53,6 +53,8 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     password_env: str | None = None
     password_file: str | None = None
     """The password, if it is not in the URL; read again for every connection."""
+    sentinel_username: str | None = None
+    """The sentinels' user, if it is not their default one."""
     sentinel_password_env: str | None = None
     sentinel_password_file: str | None = None
     tls_ca_file: str | None = None

@@ -6,16 +6,18 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 import redis
 import redis.asyncio
+import uvloop
 from redis.exceptions import ConnectionError as StoreConnectionError
 from redis.exceptions import DataError
 
 from askonce_queue import names
 from askonce_queue.checks import check_shards, check_store
-from askonce_queue.connections import connect, connect_sync
+from askonce_queue.connections import Endpoint, connect, connect_sync
 from askonce_queue.embedded import EmbeddedStore
 from askonce_queue.errors import ConfigError, StoreUnavailable
 from askonce_queue.store import Store
@@ -281,3 +283,30 @@ async def test_urls_of_all_kinds_make_clients(url: str) -> None:
     await connect(url, role="commands").aclose()
     connect_sync(url, role="blocking").close()
     assert StoreConfig(url=url).shards == 1
+
+
+def test_a_connection_closed_just_before_its_use_is_a_lost_connection(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop says so in a RuntimeError, which no loop of a worker expects."""
+
+    async def use() -> None:
+        endpoint = Endpoint(StoreConfig(url=store_url), address_of(store_url), max_connections=1)
+        assert await endpoint.exchange([("PING",)]) == [b"PONG"]
+        (connection,) = endpoint._pool._available_connections
+        cast("asyncio.StreamWriter", connection._writer).transport.abort()
+        with monkeypatch.context() as patch:
+            # The peer closes it after the pool has looked at it.
+            patch.setattr(endpoint._pool, "ensure_connection", AsyncMock())
+            with pytest.raises(StoreConnectionError, match="was closed"):
+                await endpoint.exchange([("PING",)])
+        assert await endpoint.exchange([("PING",)]) == [b"PONG"]
+        await endpoint.aclose()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(use())
+
+
+def address_of(url: str) -> Address:
+    (address,) = StoreConfig(url=url).addresses
+    return address

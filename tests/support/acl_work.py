@@ -24,6 +24,7 @@ from askonce_queue.store import Store
 from askonce_worker.config import WorkerConfig
 from askonce_worker.dead_letters import DeadLetters, Wanted
 from askonce_worker.library import AnswerCache
+from askonce_worker.observe.backlog import read_shard
 from askonce_worker.pool.worker import Worker
 from tests.support.acl import AUTOSCALER, GATEWAY, OPERATOR, PASSWORD, PRODUCER, WORKER, store_of
 from tests.support.askonce_command import CONFIG, Askonce
@@ -138,6 +139,11 @@ async def serve(node: Node, replica: Node) -> None:
         await eventually(swept)
     await _worker(node, model).run(burst=True)
     await run_all(node, WORKER, [*_lease_calls("1"), *_rare_calls()])
+    store = Store(store_of(node, WORKER))
+    try:
+        await read_shard(store, TAG, POOL)  # for its metrics
+    finally:
+        await store.aclose()
 
 
 async def _ghosts(replica: Node) -> bool:

@@ -141,6 +141,18 @@ class Askonce:
         self._started.append(process)
         return process
 
+    def on_terminal(self, args: Iterable[str], terminal: int) -> subprocess.Popen[bytes]:
+        """Start the command on a terminal, given by its file descriptor."""
+        return subprocess.Popen(
+            self._command(args),
+            cwd=self.folder,
+            env=_environment() | {"TERM": "xterm-256color"},
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+        )
+
     def said(self) -> str:
         """What started processes have said on stderr."""
         return (self.folder / "stderr").read_text()

@@ -184,13 +184,16 @@ class Producer:
         return await self.read(some)
 
     async def ask_when_there_is_room(self, some: Sequence[Job]) -> list[Reply]:
-        """Enqueue again and again until it fits, and read.
+        """Enqueue what does not fit again and again, and read.
 
         Replies are deleted from the store a moment after they were read.
         """
+        left = list(some)
 
         async def fits() -> bool:
-            return not await self.enqueue(some)
+            refused = await self.enqueue(left)
+            left[:] = [job for job in left if job.id in refused]
+            return not left
 
         await eventually(fits)
         return await self.read(some)

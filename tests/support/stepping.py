@@ -1,52 +1,82 @@
 """Cancels a piece of work at every point where it can be suspended, one after the other.
 
 The work runs in a task of its own. Every suspension of that task, and of all tasks that are started
-on its behalf, is counted, so point k is the same await in every run, as far as the work itself
-takes the same way. At point k the work's task is cancelled, in one of three ways:
+on its behalf, is counted, so step k is the same await in every run, as far as the work goes the
+same way. At step k the work's task is cancelled, in one of three ways:
 
 | how | |
 | --- | --- |
-| `waiting` | `task.cancel()` while it waits |
-| `arriving` | `task.cancel()` at the very moment when what is waited for is there |
-| `scope` | an anyio scope around it is cancelled, which cancels again and again |
+| `waiting` | `task.cancel()`, before what is waited for is there |
+| `arriving` | `task.cancel()` at the very moment when it is there |
+| `scope` | an anyio scope around the work is cancelled, which cancels again and again |
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import anyio
+import anyio.lowlevel
 
 How = Literal["waiting", "arriving", "scope"]
 EVERY_HOW: tuple[How, ...] = get_args(How)
 Work = Callable[[], Coroutine[Any, Any, None]]
+LIMIT_S = 15.0
+"""Longer than anything may outlive its cancellation."""
 
 _steps: contextvars.ContextVar[Steps | None] = contextvars.ContextVar("steps", default=None)
 
 
 class Ended(NamedTuple):
-    """How a run ended. `reached`: there was a point k; else the work was over before."""
+    """How a run ended: whether step k was `reached` before, and whether by its cancellation."""
 
+    step: int
     reached: bool
     cancelled: bool
+    where: str
+    """Where the work stood, the outermost await first; and the task that took step k."""
+    tasks: list[asyncio.Task[Any]]
+    """The tasks that were started on behalf of the work."""
+
+    def __str__(self) -> str:
+        return f"step {self.step} ({self.where})"
 
 
 class Steps:
     """Counts suspensions, and calls `strike` with what is waited for at the `at`-th."""
 
     def __init__(self, at: int, strike: Callable[[object], None]) -> None:
-        self.count = 0
-        self._at = at
+        self.work: Coroutine[Any, Any, Any] | None = None
+        self.where = ""
+        self.tasks: list[asyncio.Task[Any]] = []
+        self._left = at
         self._strike = strike
 
-    def suspended(self, waits_for: object) -> None:
-        self.count += 1
-        if self.count == self._at:
+    def suspended(self, work: Coroutine[Any, Any, Any], waits_for: object) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self.where = awaits(self.work)
+            if work is not self.work:
+                self.where += f"; a task of it: {awaits(work)}"
             self._strike(waits_for)
+
+
+def awaits(work: Any) -> str:
+    """Where a suspended coroutine stands, the outermost await first."""
+    places: list[str] = []
+    while inspect.iscoroutine(work) or inspect.isgenerator(work):
+        frame = work.cr_frame if inspect.iscoroutine(work) else work.gi_frame
+        if frame is not None:
+            code = frame.f_code
+            places.append(f"{code.co_name} ({Path(code.co_filename).name}:{frame.f_lineno})")
+        work = work.cr_await if inspect.iscoroutine(work) else work.gi_yieldfrom
+    return " > ".join(places)
 
 
 class _Stepped:
@@ -63,7 +93,7 @@ class _Stepped:
                 waits_for = self._work.send(None) if error is None else self._work.throw(error)
             except StopIteration as stop:
                 return stop.value
-            self._steps.suspended(waits_for)
+            self._steps.suspended(self._work, waits_for)
             error = None
             try:
                 yield waits_for
@@ -82,13 +112,14 @@ def _task_factory(
     if steps is None or not asyncio.iscoroutine(work):
         return asyncio.Task(work, loop=loop, **options)
     task = asyncio.Task(_step(work, steps), loop=loop, **options)
+    steps.tasks.append(task)
     task.add_done_callback(lambda _: work.close())  # it may have been cancelled before it began
     return task
 
 
 @contextmanager
 def _counting() -> Generator[None]:
-    """Count the steps of tasks on whose behalf it is wanted."""
+    """Count the steps of tasks on whose behalf that is wanted."""
     loop = asyncio.get_running_loop()
     loop.set_task_factory(_task_factory)
     try:
@@ -97,12 +128,13 @@ def _counting() -> Generator[None]:
         loop.set_task_factory(None)
 
 
-async def run_cancelled_at(work: Work, at: int, how: How, limit_s: float) -> Ended:
-    """Run `work` and cancel it at its `at`-th suspension; raises what else it raises.
+async def run_cancelled_at(work: Work, step: int, how: How) -> Ended:
+    """Run `work` and cancel it at its `step`-th suspension; raises what else it raises.
 
-    Fails when it has not ended `limit_s` after it was cancelled.
+    Fails when it has not ended `LIMIT_S` after it was cancelled.
     """
-    struck: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    loop = asyncio.get_running_loop()
+    struck: asyncio.Future[None] = loop.create_future()
     scope = anyio.CancelScope()
 
     def cancel() -> None:
@@ -117,42 +149,43 @@ async def run_cancelled_at(work: Work, at: int, how: How, limit_s: float) -> End
         if how == "arriving" and isinstance(waits_for, asyncio.Future):
             waits_for.add_done_callback(lambda _: cancel())
         else:
-            asyncio.get_running_loop().call_soon(cancel)
+            loop.call_soon(cancel)
 
     async def scoped() -> bool:
         with scope:
             await work()
+            await anyio.lowlevel.checkpoint()  # where a scope that was cancelled in a shield shows
             return False
         return True
 
+    steps = Steps(step, strike)
     with _counting():
-        token = _steps.set(Steps(at, strike))
-        task = asyncio.create_task(scoped())
+        token = _steps.set(steps)
+        steps.work = scoped()
+        task = asyncio.create_task(steps.work)
         _steps.reset(token)
         await asyncio.wait([task, struck], return_when=asyncio.FIRST_COMPLETED)
-        done, _ = await asyncio.wait([task], timeout=limit_s)
+        done, _ = await asyncio.wait([task], timeout=LIMIT_S)
     if not done:
-        stack = "\n".join(map(str, task.get_stack()))
         task.cancel()
-        raise AssertionError(f"cancelled at step {at} ({how}), it did not end: {task} {stack}")
-    if task.cancelled():
-        return Ended(reached=True, cancelled=True)
-    return Ended(struck.done(), task.result())
+        raise AssertionError(f"cancelled at step {step} ({steps.where}), it did not end")
+    cancelled = task.cancelled() or task.result()
+    return Ended(step, struck.done(), cancelled, steps.where, steps.tasks)
 
 
 async def cancel_everywhere(
-    work: Work, how: How, after: Callable[[int], Awaitable[None]], *, limit_s: float
-) -> list[int]:
-    """Cancel `work` at its every step; call `after` when a run has ended, with the step.
+    work: Work, how: How, after: Callable[[Ended], Awaitable[None]]
+) -> list[Ended]:
+    """Cancel `work` at its every step, and call `after` at the end of every run.
 
-    Returns the steps at which a cancellation was without effect.
+    Returns the runs that were not ended by their cancellation.
     """
-    swallowed: list[int] = []
-    for at in range(1, 100_000):
-        ended = await run_cancelled_at(work, at, how, limit_s)
-        await after(at)
+    deaf: list[Ended] = []
+    for step in range(1, 100_000):
+        ended = await run_cancelled_at(work, step, how)
+        await after(ended)
         if not ended.reached:
-            return swallowed
+            return deaf
         if not ended.cancelled:
-            swallowed.append(at)
+            deaf.append(ended)
     raise AssertionError("it never came to its end")

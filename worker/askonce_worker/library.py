@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, Generic, Literal, ParamSpec, Self, TypeVar, get_type_hints, overload
 
+import anyio
 import msgspec
 
 from askonce_queue.checks import check_shards, check_store
@@ -105,7 +106,8 @@ class AnswerCache:
             await check_shards(self._store)
             ended = await self._host.open()
         except BaseException:
-            await self._store.aclose()
+            with anyio.CancelScope(shield=True):  # anyio would cancel this as well
+                await self._store.aclose()
             raise
         ended.add_done_callback(self._fail_all)
         self._opened = True
@@ -120,10 +122,11 @@ class AnswerCache:
     ) -> None:
         self._opened = False
         _open.remove(self)
-        try:
-            await self._host.close()
-        finally:
-            await self._store.aclose()
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._host.close()
+            finally:
+                await self._store.aclose()
 
     def _fail_all(self, _ended: object) -> None:
         """The resolver has ended, because of us or of a fault: nobody waits for ever."""

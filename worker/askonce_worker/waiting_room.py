@@ -8,9 +8,7 @@ live leader's lease over by compare-and-set.
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import math
+import asyncio
 import random
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -19,6 +17,7 @@ import anyio
 import structlog
 from anyio.lowlevel import checkpoint_if_cancelled
 
+from askonce_queue.answer_scripts import Release
 from askonce_queue.errors import StoreUnavailable
 from askonce_queue.reply import ErrorInfo
 from askonce_worker.cache.store_tier import (
@@ -37,10 +36,13 @@ from askonce_worker.clock import Clock
 from askonce_worker.flights import Ask, Flight, FlightEnd
 from askonce_worker.landing import Landing
 from askonce_worker.tasks import Backend
+from askonce_worker.waiting_queue import DueQueue, KeptSlots
 
 BATCH = 256
 FIRST_BACKOFF_S = 0.010
 LONGEST_BACKOFF_S = 0.100
+PATIENCE_S = 0.25
+"""How long a look-up may take: then its shard is silent, and makes room for the others."""
 LONGEST_SLOT_BACKOFF_S = 1.0
 """For flights that wait for a slot of ours: a freed slot wakes them, polling only finds luck."""
 
@@ -70,13 +72,16 @@ class WaitingRoom:
         self._landing = landing
         self._take_off = take_off
         self._resolve = resolve
-        self._queues = [_Queue() for _ in range(shards)]
+        self._queues = [DueQueue() for _ in range(shards)]
         self._for_slot: defaultdict[str, deque[Flight]] = defaultdict(deque)
         self._alone: defaultdict[str, deque[Flight]] = defaultdict(deque)
 
     def enter(self, flight: Flight) -> None:
         """Ask about `flight` with the next batch."""
         queue = self._queues[flight.shard]
+        if queue.silent and flight.may_defer():
+            self._landing.defer(flight)
+            return
         queue.due_now.append(flight)
         queue.bell.set()
 
@@ -102,7 +107,7 @@ class WaitingRoom:
         while waiting:
             flight = waiting.popleft()
             flight.waits_for_slot = False
-            if not (flight.landed or flight.flying):
+            if not (flight.landed or flight.flying or self._tier.down(flight.shard)):
                 self.enter(flight)
                 return
 
@@ -136,8 +141,13 @@ class WaitingRoom:
             for start in range(0, len(group), BATCH)
         ]
         batches = [self._batch(part) for part in parts]
+        slots = [
+            KeptSlots(part[0].task.backend, batch.max_new_leases)
+            for part, batch in zip(parts, batches, strict=True)
+        ]
         answers: list[list[Result]] = [[None] * len(part) for part in parts]
         outage: StoreUnavailable | None = None
+        too_long = asyncio.get_running_loop().call_later(PATIENCE_S, self._no_answer, shard, slots)
         try:
             # Cancelled between the grant and its news, leases would be nobody's until they run out.
             with anyio.move_on_after(UNCANCELLED_S, shield=True):
@@ -145,21 +155,58 @@ class WaitingRoom:
         except StoreUnavailable as error:
             outage = error
             log.warning("look-up failed", shard=shard, flights=len(due), error=str(error))
-        for part, batch, results in zip(parts, batches, answers, strict=True):
-            taken = sum(map(self._sort, part, results))
-            for _ in range(batch.max_new_leases - taken):
-                self.slot_freed(part[0].task.backend)
+        finally:
+            too_long.cancel()
+            self._queues[shard].silent = False
+        too_late: list[Release] = []
+        for part, kept, results in zip(parts, slots, answers, strict=True):
+            for flight, result in zip(part, results, strict=True):
+                # One that was due twice may have been deferred meanwhile.
+                if isinstance(result, Leased) and (flight.landed or not kept.take()):
+                    too_late.append(Release(flight.key, result.token))
+                    result = Free()  # noqa: PLW2901 -- all that is left of it
+                if not flight.landed:
+                    self._sort(flight, result)
+        self._free(slots)
+        if too_late:
+            await self._give_back(shard, too_late)
         if outage is None:
             await self._lose_patience(shard, due)
         else:
             self._do_without_store(due, outage)
 
+    def _no_answer(self, shard: int, slots: Sequence[KeptSlots]) -> None:
+        """A shard is silent: nothing of others may wait for it, neither for slots nor for room."""
+        self._free(slots)
+        queue = self._queues[shard]
+        queue.silent = True
+        waiting, queue.due_now = queue.due_now, []
+        for flight in waiting:
+            if not (flight.landed or flight.flying):
+                self.enter(flight)
+
+    def _free(self, slots: Sequence[KeptSlots]) -> None:
+        """Let others have the slots that a look-up has not needed, or not yet."""
+        for kept in slots:
+            for _ in range(kept.give_up()):
+                self.slot_freed(kept.backend)
+
+    async def _give_back(self, shard: int, releases: Sequence[Release]) -> None:
+        try:
+            with anyio.move_on_after(UNCANCELLED_S, shield=True):
+                await self._tier.release(shard, releases)
+        except StoreUnavailable:
+            log.warning("leases could not be given back: they run out", leases=len(releases))
+
     def _do_without_store(self, flights: Sequence[Flight], outage: StoreUnavailable) -> None:
         """Let those go that need not wait for the store to come back."""
         for flight in flights:
+            if flight.landed:
+                continue
             match flight.task.without_store:
                 case "wait":
-                    continue
+                    if flight.may_defer():
+                        self._landing.defer(flight)
                 case "call":
                     self._landing.count_outage(flight)
                     self.enter_alone(flight)
@@ -172,18 +219,21 @@ class WaitingRoom:
         backend = flights[0].task.backend
         for flight in flights:
             flight.looked_up = len(flight.asks)
+        shard = flights[0].shard
         reserved = min(max(0, backend.free_slots), len(flights))
+        if self._tier.down(shard):
+            reserved = 0  # this only probes whether it is back
         backend.in_flight += reserved
         return Batch(
-            flights[0].shard,
+            shard,
             [flight.key for flight in flights],
             [flight.tag_text for flight in flights],
             [flight.task.memory_ttl_s for flight in flights],
             reserved,
         )
 
-    def _sort(self, flight: Flight, result: Result) -> bool:
-        """Send a flight where its result says; whether it took off."""
+    def _sort(self, flight: Flight, result: Result) -> None:
+        """Send a flight where its result says; one that is leased has its slot."""
         match result:
             case Hit(entry):
                 late = flight.split_late()
@@ -193,7 +243,6 @@ class WaitingRoom:
             case Leased():
                 flight.hold(result)
                 self._take_off(flight)
-                return True
             case Busy(token):
                 flight.note_busy(token, self._clock.monotonic())
                 self._ask_later(flight, LONGEST_BACKOFF_S)
@@ -205,7 +254,6 @@ class WaitingRoom:
                 self.enter_alone(flight)
             case None:
                 self._ask_later(flight, LONGEST_SLOT_BACKOFF_S)
-        return False
 
     def _wait_for_slot(self, flight: Flight) -> None:
         if flight.may_defer():
@@ -246,32 +294,3 @@ class WaitingRoom:
                 self._take_off(flight)
             else:
                 self.slot_freed(flight.task.backend)
-
-
-class _Queue:
-    """The flights of one shard that the store is to be asked about, now or later."""
-
-    def __init__(self) -> None:
-        self.due_now: list[Flight] = []
-        self.bell = anyio.Event()
-        self._later: list[tuple[float, int, Flight]] = []
-        self._sequence = itertools.count()
-
-    @property
-    def next_due(self) -> float:
-        """When the next backoff ends, monotonic; infinite when none is under way."""
-        return self._later[0][0] if self._later else math.inf
-
-    def put_later(self, flight: Flight, due: float) -> None:
-        heapq.heappush(self._later, (due, next(self._sequence), flight))
-
-    def take_due(self, now: float) -> list[Flight]:
-        due, self.due_now = self.due_now, []
-        while self._later and self._later[0][0] <= now:
-            due.append(heapq.heappop(self._later)[2])
-        # A flight can be due twice (its backoff ended and a slot was freed).
-        return [
-            flight
-            for flight in dict.fromkeys(due)
-            if not (flight.landed or flight.flying or flight.waits_alone)
-        ]

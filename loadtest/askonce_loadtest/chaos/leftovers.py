@@ -94,6 +94,8 @@ class Leftovers:
         """The consumers of a stream's group, with what is pending to each."""
         if not await self._store.ask(lane.stream, "EXISTS", lane.stream):
             return {}
+        if not await self._store.ask(lane.stream, "XINFO", "GROUPS", lane.stream):
+            return {}
         words = ("XINFO", "CONSUMERS", lane.stream, names.GROUP)
         found: dict[bytes, int] = {}
         for row in await self._store.ask(lane.stream, *words):

@@ -20,8 +20,9 @@ from typing import Literal
 
 from redis.exceptions import RedisError
 
+from askonce_loadtest.servers.formats import fields_of
 from askonce_loadtest.servers.migration import SlotMigration
-from askonce_loadtest.servers.node import Node, fields_of
+from askonce_loadtest.servers.node import Node
 from askonce_loadtest.servers.rig import Rig
 from askonce_loadtest.servers.topology import View, disagreement, read_view
 from askonce_loadtest.servers.waiting import ServerFailed

@@ -26,6 +26,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from askonce_loadtest.servers.formats import fields_of, quoted
 from askonce_loadtest.servers.ports import HOST, free_port, give_back
 from askonce_loadtest.servers.waiting import ServerFailed, logs, until
 from askonce_queue.server_process import find_server_binary
@@ -299,17 +300,6 @@ class Node:
         for left in ("server.conf", "server.log"):
             with contextlib.suppress(FileNotFoundError):
                 (self.folder / left).unlink()
-
-
-def quoted(value: str) -> str:
-    """A value of a configuration line, in quotes."""
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def fields_of(info: str) -> dict[str, str]:
-    """The `name:value` lines of INFO and CLUSTER INFO."""
-    pairs = (line.partition(":") for line in info.splitlines())
-    return {name: value for name, colon, value in pairs if colon}
 
 
 @atexit.register

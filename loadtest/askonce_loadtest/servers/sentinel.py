@@ -17,7 +17,8 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from askonce_loadtest.servers.node import Node, quoted
+from askonce_loadtest.servers.formats import quoted
+from askonce_loadtest.servers.node import Node
 from askonce_loadtest.servers.replicated import Replicated
 from askonce_loadtest.servers.rig import Rig
 from askonce_loadtest.servers.waiting import ServerFailed

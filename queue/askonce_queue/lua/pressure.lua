@@ -9,7 +9,7 @@ local RECORD = '<dddBdd'
 local LASTS_MS = 1000
 local MOST_BYTES_A_MS = 500000  -- more than one server takes in
 local SAMPLES = 1024
-local LOOKS = 4
+local FIRST_LOOKS, LOOKS = 4, 1  -- at answers, a fill, until there are SAMPLES and from then on
 local PLACES_BYTES = 32  -- of a key in the tables of keys and deadlines; MEMORY USAGE leaves it out
 
 local function recall(key)
@@ -57,7 +57,7 @@ end
 
 -- Look at a few answers (keys that begin with `prefix`), so that their mean size stays known.
 local function look_at_answers(key, prefix, sampled, mean)
-  for _ = 1, LOOKS do
+  for _ = 1, sampled < SAMPLES and FIRST_LOOKS or LOOKS do
     local answer = redis.call('RANDOMKEY')
     if answer and string.sub(answer, 1, #prefix) == prefix then
       local bytes = redis.call('MEMORY', 'USAGE', answer)

@@ -183,9 +183,7 @@ def _payload(letter: DeadLetter) -> tuple[str, bytes]:
 
 def _other_fields(letter: DeadLetter) -> dict[str, str]:
     """The fields of the entry that are not in the envelope; all, when that cannot be read."""
-    known = {b"p"} if letter.obstacle else set(_ENVELOPE)
-    if not letter.reply_to:
-        known.discard(b"r")
+    known = {b"p"} if letter.obstacle else _ENVELOPE
     return {
         name.decode(errors="backslashreplace"): value.decode(errors="backslashreplace")
         for name, value in zip(letter.fields[::2], letter.fields[1::2], strict=False)
@@ -208,7 +206,7 @@ def _age(letter: DeadLetter, now_ms: int) -> str:
     age_s = _age_s(letter, now_ms)
     for unit_s, unit in _AGES:
         if age_s >= unit_s:
-            return f"{age_s / unit_s:.0f}{unit}"
+            return f"{age_s // unit_s:.0f}{unit}"
     return "0s"
 
 

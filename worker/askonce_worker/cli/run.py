@@ -12,6 +12,7 @@ from pathlib import Path
 
 import anyio
 import msgspec
+from redis.exceptions import RedisError
 from rich.console import Console
 
 from askonce_queue.client import Client
@@ -162,7 +163,10 @@ async def _open_client(
 async def _look_for_workers(store: Store, settings: Settings) -> None:
     """Say so when nobody would answer."""
     pool = settings.worker.pool
-    fleet = await read_fleet(store, pool)
+    try:
+        fleet = await read_fleet(store, pool)
+    except (RedisError, OSError):
+        return  # a producer's user may not look, and it is only a hint
     if not fleet.workers:
         say(f"no worker is alive in pool {pool!r}: waiting for one ('askonce worker')")
 

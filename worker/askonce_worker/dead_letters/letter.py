@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 import msgspec
 
 from askonce_queue.envelope import NAMED, Envelope, read_envelope
-from askonce_queue.ledger import CLIENT_NAME
+from askonce_queue.queue_scripts import DEFERRED
 
 _HEAD = [b"code", b"message", b"stream", b"entry"]
 """The fields before the job's own, see `bury.lua`."""
@@ -51,7 +51,7 @@ class DeadLetter(NamedTuple):
     """One job that was buried, and why. Its `fields` are as they came: nothing in them is certain.
 
     `id.ms` is when it was buried, Unix milliseconds by the store's clock; `entry` is the id it had
-    in its lane.
+    in its lane, deferred or not.
     """
 
     id: LetterId
@@ -77,9 +77,8 @@ class DeadLetter(NamedTuple):
 
     @property
     def reply_to(self) -> str:
-        """The named reply stream of the job, without the `@`; '' when it had none that can be."""
-        prefix, _, name = self.envelope.reply_to.partition(NAMED)
-        return name if not prefix and CLIENT_NAME.fullmatch(name) else ""
+        """The named reply stream of the job, without the `@`; '' when it had none."""
+        return self.envelope.reply_to.removeprefix(NAMED)
 
     @property
     def obstacle(self) -> str:
@@ -100,7 +99,7 @@ def read_letter(tag: str, entry_id: bytes, fields: list[bytes]) -> DeadLetter:
         LetterId(tag, int(ms), int(sequence)),
         _text(code),
         _text(message),
-        _text(stream.rpartition(b":")[2]),
+        _text(stream.rpartition(b":")[2]).removesuffix(DEFERRED),
         _text(entry),
         rest,
         read_envelope(entry, rest),

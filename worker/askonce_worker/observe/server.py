@@ -7,6 +7,7 @@ who stops the worker. It answers from the worker's own event loop: one that hang
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ import anyio
 import msgspec
 import structlog
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from askonce_worker.config_listen import ListenAddress
 from askonce_worker.observe.health import Verdict
@@ -24,6 +26,15 @@ SHUTDOWN_S = 1.0
 """How long answers that are under way may hold up the end."""
 
 log = structlog.get_logger("askonce.http")
+_server_log = logging.getLogger("askonce.http.server")
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether a fault is ours: whoever can connect could fill the log with bad requests."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+_server_log.addFilter(_is_ours)
 
 
 class Status(msgspec.Struct):
@@ -71,7 +82,11 @@ async def serving(
     application.router.add_get("/readyz", readyz)
     application.router.add_get("/metrics", metricsz)
     runner = web.AppRunner(
-        application, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S
+        application,
+        access_log=None,
+        logger=_server_log,
+        handle_signals=False,
+        shutdown_timeout=SHUTDOWN_S,
     )
     await runner.setup()
     try:

@@ -1,0 +1,308 @@
+"""Cancelled at every await: it ends, leaves nothing behind, and nobody else notices.
+
+`test_cancellation.py` has the single stories; here a machine looks for those nobody thought of.
+"""
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import threading
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing
+from typing import Any, cast
+
+import pytest
+import redis.asyncio
+
+from askonce_queue import Client, Job, Reply, names
+from askonce_queue.reply import Answer, decode_replies
+from askonce_queue.scripts import send
+from askonce_worker import AnswerCache
+from askonce_worker.models.protocol import Prompt, Question, TransientFailure
+from askonce_worker.pool import intake
+from tests.support.leaks import new_threads
+from tests.support.queue_worker import INTERACTIVE, EchoModel, backlog, echo_worker, pending
+from tests.support.resolving import StepModel, Waiter, ask, lease_count, make_task, resolver_on
+from tests.support.stepping import EVERY_HOW, Ended, How, cancel_everywhere
+from tests.support.waiting import eventually
+
+USER = b"cancelled"
+every_how = pytest.mark.parametrize("how", EVERY_HOW)
+
+
+@pytest.fixture
+async def url(store: redis.asyncio.Redis, store_url: str) -> AsyncIterator[str]:
+    """The store's URL for a user of its own, so that its connections are known."""
+    await send(store, "ACL", "SETUSER", USER, "on", "nopass", "~*", "&*", "+@all")
+    yield store_url.replace("unix://", f"unix://{USER.decode()}:any@")
+    await send(store, "ACL", "DELUSER", USER)
+
+
+class Remains:
+    """What a run leaves behind: it must be nothing."""
+
+    def __init__(self, store: redis.asyncio.Redis) -> None:
+        self._store = store
+        self._threads = set(threading.enumerate())
+
+    async def check(self, ended: Ended) -> None:
+        """Wait until all is as before; tell what is not."""
+
+        async def nothing() -> bool:
+            return not await self._found(ended)
+
+        try:
+            await eventually(nothing, timeout_s=3)
+        except AssertionError:
+            raise AssertionError(f"{ended} leaves {await self._found(ended)}") from None
+
+    async def _found(self, ended: Ended) -> list[str]:
+        clients: bytes = await send(self._store, "CLIENT", "LIST")
+        leases = await lease_count(self._store)
+        return [
+            *[f"task {task}" for task in ended.tasks if not task.done()],
+            *[f"connection {c}" for c in clients.splitlines() if b"user=%b " % USER in c],
+            *[f"thread {name}" for name in new_threads(self._threads)],
+            *([f"{leases} leases"] if leases else []),
+        ]
+
+
+async def steps(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@every_how
+async def test_the_library(store: redis.asyncio.Redis, url: str, how: How) -> None:
+    remains, runs = Remains(store), itertools.count()
+    caches: list[AnswerCache] = []
+
+    async def work() -> None:
+        run = next(runs)
+
+        async def call() -> int:
+            await steps(2)
+            return run
+
+        async def fail() -> int:
+            await steps(1)
+            raise KeyError(run)
+
+        async with AnswerCache(url) as cache:
+            caches.append(cache)
+            found = await asyncio.gather(
+                *[cache.get_or_call("f", [run, key], call) for key in (1, 1, 2)],
+                cache.get_or_call("g", run, fail),
+                return_exceptions=True,
+            )
+            values = [one if isinstance(one, BaseException) else one.value for one in found]
+            assert values[:3] == [run] * 3
+            assert isinstance(values[3], KeyError)
+
+    async def after(ended: Ended) -> None:
+        await remains.check(ended)
+        for cache in caches:
+            assert cache._backend.in_flight == 0, ended
+            assert not cache._waiting, ended
+        caches.clear()
+
+    check(await cancel_everywhere(work, how, after))
+
+
+@every_how
+async def test_one_caller_of_three(store: redis.asyncio.Redis, url: str, how: How) -> None:
+    """The flight belongs to nobody, so the others have their value, of the one call."""
+    runs, calls = itertools.count(), Counter[int]()
+    others: list[asyncio.Task[Any]] = []
+
+    async with AnswerCache(url) as cache:
+
+        async def work() -> None:
+            run = next(runs)
+
+            async def call() -> int:
+                calls[run] += 1
+                await steps(3)
+                return run
+
+            def caller() -> Coroutine[Any, Any, Any]:
+                return cache.get_or_call("f", run, call)
+
+            others[:] = [outside(caller())]
+            mine = caller()
+            others.append(outside(caller()))
+            await mine
+
+        async def after(ended: Ended) -> None:
+            async with asyncio.timeout(5):
+                results = await asyncio.gather(*others)
+            run = results[0].value
+            assert [one.value for one in results] == [run, run], ended
+            assert calls[run] == 1, ended
+            assert not cache._waiting, ended
+
+        check(await cancel_everywhere(work, how, after))
+        assert cache._backend.in_flight == 0
+    assert await lease_count(store) == 0
+
+
+@every_how
+async def test_a_resolver_beside_another(
+    store: redis.asyncio.Redis, store_url: str, url: str, how: How
+) -> None:
+    """Hits, cold questions, those the other one is asking, failures: it loses nothing of them."""
+    remains, runs = Remains(store), itertools.count()
+    waiting: list[Waiter] = []
+
+    async def behave(text: str, number: int) -> None:
+        await steps(5)
+        if text.startswith("again") and number == 1:
+            raise TransientFailure("unavailable", "not yet")
+        if text.startswith("never"):
+            raise TransientFailure("unavailable", "never")
+
+    here, there = StepModel(behave=behave), StepModel(behave=behave)
+    task, other_task = make_task(here, slots=2, remember_s=0.01), make_task(there)
+    async with resolver_on(store_url) as other:
+        await asyncio.gather(*[ask(other, other_task, f"hit {n}") for n in range(2)])
+
+        async def work() -> None:
+            run = next(runs)
+            texts = [f"{kind} {run}" for kind in ("cold", "again", "never", "both", "theirs")]
+            shared = [Waiter(other_task, text) for text in texts[-2:]]
+            other.resolve(shared[1:])
+            waiting[:] = shared
+            async with resolver_on(url) as resolver:
+                mine = [Waiter(task, text) for text in [*texts, "hit 0", "hit 1"]]
+                resolver.resolve(mine)
+                other.resolve(shared[:1])
+                labels = [(await one.outcome()).label for one in mine]
+                assert labels == ["a", "a", None, "a", "a", "a", "a"]
+
+        async def after(ended: Ended) -> None:
+            async with asyncio.timeout(5):
+                assert {(await one.outcome()).label for one in waiting} <= {"a"}, ended
+            await remains.check(ended)
+            assert task.backend.in_flight == other_task.backend.in_flight == 0, ended
+
+        check(await cancel_everywhere(work, how, after))
+    for text, count in (here.calls + there.calls).items():
+        # Once, and once more where the first to ask was cancelled or failed.
+        assert count <= (2 if text.startswith(("cold", "both", "theirs")) else 6), text
+
+
+@every_how
+async def test_a_worker(
+    store: redis.asyncio.Redis, url: str, how: How, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it leaves undone is done by the next one, once."""
+    monkeypatch.setattr(intake, "BLOCK_MS", 5)
+    remains, runs = Remains(store), itertools.count()
+    accepted: list[str] = []
+    async with Client(url) as client:
+        await client.enqueue(Job(task="echo", text="hit", id="first"), reply_to="sink")
+        accepted.append("first")
+
+    async def settled() -> bool:
+        return await backlog(store) == 0
+
+    async def work() -> None:
+        async with echo_worker(url, SlowEcho(), drain_s=0.05).running():
+            await eventually(settled)
+
+    async def enqueue() -> None:
+        run = next(runs)
+        jobs = [Job(task="echo", text=text, id=f"{run} {text}") for text in ("hit", f"cold {run}")]
+        jobs += [
+            Job(task="echo", text=f"cold {run}", id=f"{run} again"),
+            Job(task="nope", text="bad", id=f"{run} bad"),
+        ]
+        async with Client(url) as client:
+            accepted.extend(await client.enqueue_many(jobs, reply_to="sink"))
+
+    async def after(ended: Ended) -> None:
+        await remains.check(ended)
+        assert not await store.exists(names.beats("0", "default")), ended
+        assert set(await pending(store)) <= {"returned"}, ended
+        await enqueue()
+
+    await enqueue()
+    check(await cancel_everywhere(work, how, after))
+    async with echo_worker(url).running():
+        await eventually(settled)
+        await eventually(lambda: replied(store))
+    found = await replied(store)
+    assert found == Counter(accepted)
+
+
+class SlowEcho(EchoModel):
+    """Takes some steps for each answer."""
+
+    async def ask(self, prompt: Prompt, question: Question) -> Answer:
+        await steps(3)
+        return await super().ask(prompt, question)
+
+
+async def replied(store: redis.asyncio.Redis) -> Counter[str]:
+    """How often each job was replied."""
+    entries = await send(store, "XRANGE", names.replies("0", "@sink"), "-", "+")
+    return Counter(one.id for _, fields in entries for one in decode_replies(fields[3])[0])
+
+
+@every_how
+async def test_a_client(
+    store: redis.asyncio.Redis, store_url: str, url: str, how: How
+) -> None:
+    """What it accepted is replied to it, or waits for the next client of its name."""
+    remains, runs = Remains(store), itertools.count()
+    accepted: list[str] = []
+    handed = Counter[str]()
+
+    async def work() -> None:
+        run = next(runs)
+        async with Client(url, name=f"c{run}") as client:
+            accepted.extend(
+                await client.enqueue_many(
+                    [Job(task="echo", text=f"{n}", id=f"{run} enqueue {n}") for n in range(2)]
+                )
+            )
+            reply = await client.ask(Job(task="echo", text="x", id=f"{run} ask"))
+            handed[reply.id] += 1
+            jobs = [Job(task="echo", text=f"{n}", id=f"{run} many {n}") for n in range(3)]
+            async for reply in client.ask_many(jobs):
+                handed[reply.id] += 1
+            replies = cast("AsyncGenerator[Reply]", client.replies())
+            async with aclosing(replies):
+                for _ in range(2):
+                    handed[(await anext(replies)).id] += 1
+
+    async with echo_worker(store_url).running():
+        deaf = await cancel_everywhere(work, how, remains.check)
+
+        async def settled() -> bool:
+            return await backlog(store) == 0
+
+        await eventually(settled)
+    for run in range(next(runs)):
+        async with Client(url, name=f"c{run}") as client:
+            for delivered in client._ledger.take_early():
+                handed[delivered.reply.id] += 1
+                client._ledger.handed(delivered.source)
+    assert not set(accepted) - set(handed)
+    assert not await store.exists(names.owed("0"), names.clients("0"), INTERACTIVE.ids)
+    check(deaf)
+
+
+def outside(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """Start a task that is not among those of the work that is cancelled."""
+    return contextvars.Context().run(asyncio.ensure_future, work)
+
+
+def check(deaf: list[Ended]) -> None:
+    """Nobody may be deaf to a cancellation."""
+    assert not deaf, "\n".join(map(str, deaf))
