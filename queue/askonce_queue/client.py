@@ -155,12 +155,13 @@ class Client:
         ids = self._ledger.assign_ids(jobs, self._commands.down())
         calls = self._ledger.prepare(ids, jobs, lane=lane, reply_to=reply_to)
         new = self._inbox.begin(ids) if reply_to is None else set[str]()
-        failed: Collection[str] = new
+        failed: Collection[str] = ids
         try:
             error = await self._send(calls)
             failed = self._ledger.not_accepted(error, ids) if error is not None else ()
         finally:
-            self._inbox.end(new, failed)
+            if reply_to is None:
+                self._inbox.end(new, ids, failed)
         if error is not None:
             raise error
         return ids

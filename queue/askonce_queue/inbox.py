@@ -34,27 +34,27 @@ class Inbox:
         self._ring()
 
     def begin(self, job_ids: Sequence[str]) -> set[str]:
-        """Await the replies of a call; its ids that were not awaited before, for `end`.
+        """Await the replies of a call; return the ids that were not awaited before, for `end`.
 
         Raises `IdConflict` as `Ledger.expect`, and then there is nothing to end.
         """
-        ids = self._ledger.expect(job_ids, self.put)
-        self._calls.append(ids)
-        return ids
+        new = self._ledger.expect(job_ids, self.put)
+        self._calls.append(new)
+        return new
 
-    def end(self, ids: set[str], failed: Collection[str]) -> None:
-        """A call has ended; those of its ids that are in `failed` were not accepted, or not known
-        to be.
-        """
-        self._calls = [other for other in self._calls if other is not ids]
+    def end(self, new: set[str], job_ids: Sequence[str], failed: Collection[str]) -> None:
+        """A call has ended; its ids in `failed` were not accepted, or it is not known."""
+        self._calls = [other for other in self._calls if other is not new]
         if failed:
-            lost = ids.intersection(failed)
+            lost = new.intersection(failed)
             for job_id in lost:
                 self._ledger.forget(job_id)
             for job_id in lost.intersection(self._kept):
                 self._ledger.handed(self._kept.pop(job_id).source)
-            ids = ids - lost
-        for other in self._calls:
-            other.difference_update(ids)  # they stay awaited, whatever becomes of other calls
-        for job_id in ids.intersection(self._kept):
-            self.put(self._kept.pop(job_id))
+        if self._calls:  # whatever becomes of them: what is accepted here stays awaited
+            accepted = set(job_ids).difference(failed)
+            for other in self._calls:
+                other.difference_update(accepted)
+        if self._kept:
+            for job_id in new.intersection(self._kept).difference(failed):
+                self.put(self._kept.pop(job_id))

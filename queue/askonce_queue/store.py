@@ -164,16 +164,12 @@ class Store:
 
     def down(self) -> dict[str, Exception]:
         """The shard tags that could not be reached when last asked, and why."""
-        found = {tag: self._last_error(tag) for tag in self.tags}
-        return {tag: error for tag, error in found.items() if error is not None}
-
-    def is_down(self, tag: str) -> bool:
-        """Whether a shard could not be reached when it was last asked."""
-        return self._last_error(tag) is not None
-
-    def _last_error(self, tag: str) -> Exception | None:
-        breaker = self._breakers.get(tag if self.config.cluster else SINGLE)
-        return None if breaker is None else breaker.last_error
+        found: dict[str, Exception] = {}
+        for tag in self.tags:
+            breaker = self._breakers.get(tag if self.config.cluster else SINGLE)
+            if breaker is not None and breaker.last_error is not None:
+                found[tag] = breaker.last_error
+        return found
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -13,15 +13,17 @@ import itertools
 import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from typing import Any, cast
 
 import pytest
 import redis.asyncio
 
-from askonce_queue import Client, Job, Reply, names
+from askonce_queue import Client, Job, Reply, names, queue_scripts
 from askonce_queue.reply import Answer, decode_replies
-from askonce_queue.scripts import send
+from askonce_queue.queue_scripts import Lane
+from askonce_queue.scripts import run, send
 from askonce_worker import AnswerCache
 from askonce_worker.models.protocol import Prompt, Question, TransientFailure
 from askonce_worker.pool import intake
@@ -83,32 +85,32 @@ async def test_the_library(store: redis.asyncio.Redis, url: str, how: How) -> No
     caches: list[AnswerCache] = []
 
     async def work() -> None:
-        run = next(runs)
+        number = next(runs)
 
         async def call() -> int:
             await steps(2)
-            return run
+            return number
 
         async def fail() -> int:
             await steps(1)
-            raise KeyError(run)
+            raise KeyError(number)
 
         async with AnswerCache(url) as cache:
             caches.append(cache)
             found = await asyncio.gather(
-                *[cache.get_or_call("f", [run, key], call) for key in (1, 1, 2)],
-                cache.get_or_call("g", run, fail),
+                *[cache.get_or_call("f", [number, key], call) for key in (1, 1, 2)],
+                cache.get_or_call("g", number, fail),
                 return_exceptions=True,
             )
             values = [one if isinstance(one, BaseException) else one.value for one in found]
-            assert values[:3] == [run] * 3
+            assert values[:3] == [number] * 3
             assert isinstance(values[3], KeyError)
 
     async def after(ended: Ended) -> None:
         await remains.check(ended)
         for cache in caches:
-            assert cache._backend.in_flight == 0, ended
-            assert not cache._waiting, ended
+            assert cache._backend.in_flight == 0, str(ended)
+            assert not cache._waiting, str(ended)
         caches.clear()
 
     check(await cancel_everywhere(work, how, after))
@@ -123,15 +125,15 @@ async def test_one_caller_of_three(store: redis.asyncio.Redis, url: str, how: Ho
     async with AnswerCache(url) as cache:
 
         async def work() -> None:
-            run = next(runs)
+            number = next(runs)
 
             async def call() -> int:
-                calls[run] += 1
+                calls[number] += 1
                 await steps(3)
-                return run
+                return number
 
             def caller() -> Coroutine[Any, Any, Any]:
-                return cache.get_or_call("f", run, call)
+                return cache.get_or_call("f", number, call)
 
             others[:] = [outside(caller())]
             mine = caller()
@@ -141,10 +143,9 @@ async def test_one_caller_of_three(store: redis.asyncio.Redis, url: str, how: Ho
         async def after(ended: Ended) -> None:
             async with asyncio.timeout(5):
                 results = await asyncio.gather(*others)
-            run = results[0].value
-            assert [one.value for one in results] == [run, run], ended
-            assert calls[run] == 1, ended
-            assert not cache._waiting, ended
+            assert results[0].value == results[1].value, str(ended)
+            assert calls[results[0].value] == 1, str(ended)
+            assert not cache._waiting, str(ended)
 
         check(await cancel_everywhere(work, how, after))
         assert cache._backend.in_flight == 0
@@ -172,23 +173,24 @@ async def test_a_resolver_beside_another(
         await asyncio.gather(*[ask(other, other_task, f"hit {n}") for n in range(2)])
 
         async def work() -> None:
-            run = next(runs)
-            texts = [f"{kind} {run}" for kind in ("cold", "again", "never", "both", "theirs")]
-            shared = [Waiter(other_task, text) for text in texts[-2:]]
-            other.resolve(shared[1:])
-            waiting[:] = shared
+            number = next(runs)
+            texts = [f"{kind} {number}" for kind in ("cold", "again", "never", "both", "theirs")]
+            both, theirs = (Waiter(other_task, text) for text in texts[-2:])
+            waiting[:] = [theirs]
+            other.resolve(waiting)
             async with resolver_on(url) as resolver:
                 mine = [Waiter(task, text) for text in [*texts, "hit 0", "hit 1"]]
                 resolver.resolve(mine)
-                other.resolve(shared[:1])
+                waiting.append(both)
+                other.resolve([both])
                 labels = [(await one.outcome()).label for one in mine]
                 assert labels == ["a", "a", None, "a", "a", "a", "a"]
 
         async def after(ended: Ended) -> None:
             async with asyncio.timeout(5):
-                assert {(await one.outcome()).label for one in waiting} <= {"a"}, ended
+                assert {(await one.outcome()).label for one in waiting} <= {"a"}, str(ended)
             await remains.check(ended)
-            assert task.backend.in_flight == other_task.backend.in_flight == 0, ended
+            assert task.backend.in_flight == other_task.backend.in_flight == 0, str(ended)
 
         check(await cancel_everywhere(work, how, after))
     for text, count in (here.calls + there.calls).items():
@@ -200,44 +202,56 @@ async def test_a_resolver_beside_another(
 async def test_a_worker(
     store: redis.asyncio.Redis, url: str, how: How, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever it leaves undone is done by the next one, once."""
+    """Whatever it leaves undone is done by the next one, once. Every run has a pool of its own."""
     monkeypatch.setattr(intake, "BLOCK_MS", 5)
-    remains, runs = Remains(store), itertools.count()
-    accepted: list[str] = []
-    async with Client(url) as client:
-        await client.enqueue(Job(task="echo", text="hit", id="first"), reply_to="sink")
-        accepted.append("first")
+    remains, lanes = Remains(store), list[Lane]()
+    accepted = Counter[str]()
+    await run(store, queue_scripts.claim_name("0", "client", "token", 600_000))
 
-    async def settled() -> bool:
-        return await backlog(store) == 0
+    async def settled(lane: Lane) -> bool:
+        return await backlog(store, lane) == 0
 
     async def work() -> None:
-        async with echo_worker(url, SlowEcho(), drain_s=0.05).running():
-            await eventually(settled)
+        number = len(lanes)
+        lane = Lane("0", f"p{number}", "interactive")
+        lanes.append(lane)
+        await outside(enqueue(number, lane))
+        async with echo_worker(url, SlowEcho(), pool=lane.pool, drain_s=0.05).running():
+            await eventually(partial(settled, lane))
 
-    async def enqueue() -> None:
-        run = next(runs)
-        jobs = [Job(task="echo", text=text, id=f"{run} {text}") for text in ("hit", f"cold {run}")]
-        jobs += [
-            Job(task="echo", text=f"cold {run}", id=f"{run} again"),
-            Job(task="nope", text="bad", id=f"{run} bad"),
-        ]
-        async with Client(url) as client:
-            accepted.extend(await client.enqueue_many(jobs, reply_to="sink"))
+    async def enqueue(number: int, lane: Lane) -> None:
+        texts = ["hit", f"cold {number}", f"cold {number}", f"other {number}"]
+        payloads = [b'{"task":"echo","text":"%b"}' % text.encode() for text in texts]
+        jobs = {f"{number} {n}": data for n, data in enumerate([*payloads, b'{"task":"nope"}'])}
+        call = queue_scripts.enqueue(
+            lane,
+            client="client",
+            token="token",
+            reply_to="@sink",
+            max_backlog=100,
+            max_unread=100_000,
+            max_memory_share=0.9,
+            stride=2,
+            jobs=[word for job in jobs.items() for word in job],
+        )
+        assert await run(store, call) == b"aaaaa"
+        await run(store, queue_scripts.ensure_group(lane))
+        accepted.update(jobs)
 
     async def after(ended: Ended) -> None:
         await remains.check(ended)
-        assert not await store.exists(names.beats("0", "default")), ended
-        assert set(await pending(store)) <= {"returned"}, ended
-        await enqueue()
+        if how == "scope":  # in which a drain is never cut short
+            assert set(await pending(store, lanes[-1])) <= {"returned"}, str(ended)
 
-    await enqueue()
     check(await cancel_everywhere(work, how, after))
-    async with echo_worker(url).running():
-        await eventually(settled)
-        await eventually(lambda: replied(store))
-    found = await replied(store)
-    assert found == Counter(accepted)
+    async with AsyncExitStack() as stack:
+        left = [lane for lane in lanes if not await settled(lane)]
+        for lane in left:
+            await stack.enter_async_context(echo_worker(url, pool=lane.pool).running())
+        for lane in left:
+            await eventually(partial(settled, lane))
+    assert left
+    assert await replied(store) == accepted
 
 
 class SlowEcho(EchoModel):
@@ -264,16 +278,16 @@ async def test_a_client(
     handed = Counter[str]()
 
     async def work() -> None:
-        run = next(runs)
-        async with Client(url, name=f"c{run}") as client:
+        number = next(runs)
+        async with Client(url, name=f"c{number}") as client:
             accepted.extend(
                 await client.enqueue_many(
-                    [Job(task="echo", text=f"{n}", id=f"{run} enqueue {n}") for n in range(2)]
+                    [Job(task="echo", text=f"{n}", id=f"{number} enqueue {n}") for n in range(2)]
                 )
             )
-            reply = await client.ask(Job(task="echo", text="x", id=f"{run} ask"))
+            reply = await client.ask(Job(task="echo", text="x", id=f"{number} ask"))
             handed[reply.id] += 1
-            jobs = [Job(task="echo", text=f"{n}", id=f"{run} many {n}") for n in range(3)]
+            jobs = [Job(task="echo", text=f"{n}", id=f"{number} many {n}") for n in range(3)]
             async for reply in client.ask_many(jobs):
                 handed[reply.id] += 1
             replies = cast("AsyncGenerator[Reply]", client.replies())
@@ -288,8 +302,8 @@ async def test_a_client(
             return await backlog(store) == 0
 
         await eventually(settled)
-    for run in range(next(runs)):
-        async with Client(url, name=f"c{run}") as client:
+    for number in range(next(runs)):
+        async with Client(url, name=f"c{number}") as client:
             for delivered in client._ledger.take_early():
                 handed[delivered.reply.id] += 1
                 client._ledger.handed(delivered.source)

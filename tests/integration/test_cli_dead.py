@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner, Result
 
 from askonce_queue import names, queue_scripts
 from askonce_queue.connections import connect_sync
@@ -21,6 +22,7 @@ from askonce_queue.shards import shard_tags
 from askonce_worker.cli import counting
 from askonce_worker.cli.dead_choice import Filters
 from askonce_worker.cli.loop import Failed
+from askonce_worker.cli.main import app
 from tests.support.askonce_command import CONFIG, Askonce
 from tests.support.dead_letters import BURIED_MS, Grave, envelope
 from tests.support.terminal import terminal
@@ -43,13 +45,21 @@ def grave(store_url: str) -> Iterator[Grave]:
     client.close()
 
 
-def dead(askonce: Askonce, command: str, *args: str, code: int = 0) -> str:
-    return askonce("dead", command, "askonce.toml", *args, code=code).stdout
+def dead(askonce: Askonce, command: str, *args: str, code: int = 0) -> Result:
+    """Run a command in this process, which is quicker."""
+    done = CliRunner().invoke(app, ["dead", command, str(askonce.folder / "askonce.toml"), *args])
+    assert done.exit_code == code, done.output
+    return done
+
+
+def told(askonce: Askonce, command: str, *args: str) -> str:
+    """What a command that succeeds writes to stdout."""
+    return dead(askonce, command, *args).stdout
 
 
 def listed(askonce: Askonce, *args: str) -> list[str]:
     """The ids that `list` shows."""
-    return [line.split("\t")[0] for line in dead(askonce, "list", *args).splitlines()]
+    return [line.split("\t")[0] for line in told(askonce, "list", *args).splitlines()]
 
 
 def of_size(job_id: str, text: str, **fields: str) -> dict[str, Any]:
@@ -61,14 +71,14 @@ def of_size(job_id: str, text: str, **fields: str) -> dict[str, Any]:
 
 
 def test_a_list_for_programs(askonce: Askonce, grave: Grave) -> None:
-    assert dead(askonce, "list") == dead(askonce, "list", "--json") == ""
+    assert told(askonce, "list") == told(askonce, "list", "--json") == ""
     ids = [grave.bury(envelope(f"j{n}", n="acme"), at_ms=BURIED_MS + n) for n in range(3)]
-    lines = dead(askonce, "list").splitlines()
+    lines = told(askonce, "list").splitlines()
     assert [line.split("\t")[0] for line in lines] == ids[::-1]
     assert lines[0].split("\t")[2:] == ["poison", "echo", "client/j2", "it died"]
-    told = [json.loads(line) for line in dead(askonce, "list", "--json").splitlines()]
-    assert [one["id"] for one in told] == ids[::-1]
-    assert told[0]["payload"] == {"task": "echo", "text": "hello"}
+    shown = [json.loads(line) for line in told(askonce, "list", "--json").splitlines()]
+    assert [one["id"] for one in shown] == ids[::-1]
+    assert shown[0]["payload"] == {"task": "echo", "text": "hello"}
     assert listed(askonce, "--limit", "2") == ids[:0:-1]
 
 
@@ -111,14 +121,14 @@ def test_shards_that_cannot_be_read(askonce: Askonce, grave: Grave, store_url: s
     first, second = shard_tags(2)
     grave.send("SET", names.dead(first, "default"), "no stream")
     letter = grave.bury(tag=second)
-    done = askonce("dead", "list", "askonce.toml", code=1)
+    done = dead(askonce, "list", code=1)
     assert done.stdout.startswith(letter)
     assert f"shard {first} could not be read: WRONGTYPE" in done.stderr
-    done = askonce("dead", "drop", "askonce.toml", "--all", "--yes", code=1)
+    done = dead(askonce, "drop", "--all", "--yes", code=1)
     assert done.stdout == "1 dead letter dropped\n"
     grave.send("DEL", names.dead(second, "default"))
     grave.send("SET", names.dead(second, "default"), "no stream")
-    done = askonce("dead", "list", "askonce.toml", code=69)
+    done = dead(askonce, "list", code=69)
     assert "WRONGTYPE" in done.stderr
 
 
@@ -127,7 +137,7 @@ def test_shards_that_cannot_be_read(askonce: Askonce, grave: Grave, store_url: s
 
 def test_show(askonce: Askonce, grave: Grave) -> None:
     letter = grave.bury(envelope(n="acme", g="a\nb", r="@nightly"))
-    shown = dead(askonce, "show", letter)
+    shown = told(askonce, "show", letter)
     for line in (
         "code        poison",
         "tags        a, b",
@@ -135,20 +145,20 @@ def test_show(askonce: Askonce, grave: Grave) -> None:
         '  "task": "echo"',
     ):
         assert line in shown.splitlines() or f"{line}," in shown.splitlines()
-    told = json.loads(dead(askonce, "show", letter, "--json"))
-    assert (told["id"], told["tenant"]) == (letter, "acme")
+    letter_json = json.loads(told(askonce, "show", letter, "--json"))
+    assert (letter_json["id"], letter_json["tenant"]) == (letter, "acme")
     garbage = grave.bury({b"\xff\x00": b"\x1b[2J", "p": b"\x00\xff" * 40})
-    shown = dead(askonce, "show", garbage)
+    shown = told(askonce, "show", garbage)
     assert "retry       not possible" in shown
     assert "00ff00ff" in shown
     assert shown.replace("\n", "").isprintable()
-    assert json.loads(dead(askonce, "show", garbage, "--json"))["payload_hex"] == "00ff" * 40
+    assert json.loads(told(askonce, "show", garbage, "--json"))["payload_hex"] == "00ff" * 40
 
 
 def test_show_what_is_not_there(askonce: Askonce) -> None:
-    done = askonce("dead", "show", "askonce.toml", "0:1-1", code=1)
+    done = dead(askonce, "show", "0:1-1", code=1)
     assert "there is no dead letter 0:1-1" in done.stderr
-    done = askonce("dead", "show", "askonce.toml", "1-1", code=2)
+    done = dead(askonce, "show", "1-1", code=2)
     assert "'1-1' is no id of a dead letter" in done.stderr
 
 
@@ -158,12 +168,12 @@ def test_show_what_is_not_there(askonce: Askonce) -> None:
 def test_what_was_retried_is_answered(askonce: Askonce, grave: Grave) -> None:
     ids = [grave.bury(of_size(f"j{n}", f"text {n}")) for n in range(3)]
     bad = grave.bury({"v": "1", "c": "c", "i": "bad"})
-    done = askonce("dead", "retry", "askonce.toml", "--all", "--dry-run", code=1)
+    done = dead(askonce, "retry", "--all", "--dry-run", code=1)
     assert done.stdout == "3 dead letters would be retried, 1 not\nreplies: reply:{0}:@retried\n"
     assert grave.left() == [*ids, bad]
-    done = askonce("dead", "retry", "askonce.toml", ids[0], ids[0], code=0)
+    done = dead(askonce, "retry", ids[0], ids[0], code=0)
     assert done.stdout == "1 dead letter retried\nreplies: reply:{0}:@retried\n"
-    done = askonce("dead", "retry", "askonce.toml", "--all", "--reply-to", "fixed", code=1)
+    done = dead(askonce, "retry", "--all", "--reply-to", "fixed", code=1)
     assert done.stdout == "2 dead letters retried, 1 not\nreplies: reply:{0}:@fixed\n"
     assert f"{bad}: the envelope has no payload" in done.stderr
     assert grave.left() == [bad]
@@ -181,7 +191,7 @@ def answers(grave: Grave, address: str) -> list[int]:
 
 def test_retry_of_what_is_not_there(askonce: Askonce, grave: Grave) -> None:
     letter = grave.bury(of_size("j1", "x"))
-    done = askonce("dead", "retry", "askonce.toml", "0:1-1", letter, "--lane", "bulk", code=1)
+    done = dead(askonce, "retry", "0:1-1", letter, "--lane", "bulk", code=1)
     assert done.stdout.startswith("1 dead letter retried, 1 not\n")
     assert "0:1-1: there is no such dead letter" in done.stderr
 
@@ -189,7 +199,7 @@ def test_retry_of_what_is_not_there(askonce: Askonce, grave: Grave) -> None:
 def test_many_refusals_are_counted_not_listed(askonce: Askonce, grave: Grave) -> None:
     for n in range(250):
         grave.bury({"v": "1", "i": f"{n}"})
-    done = askonce("dead", "retry", "askonce.toml", "--code", "poison", code=1)
+    done = dead(askonce, "retry", "--code", "poison", code=1)
     assert done.stdout == "0 dead letters retried, 250 not\n"
     assert len(done.stderr.splitlines()) == 11
     assert "… and 240 more" in done.stderr
@@ -200,17 +210,17 @@ def test_many_refusals_are_counted_not_listed(askonce: Askonce, grave: Grave) ->
 
 def test_drop(askonce: Askonce, grave: Grave) -> None:
     ids = [grave.bury(code=code) for code in ("a", "b", "b", "c", "c", "c")]
-    assert dead(askonce, "drop", ids[0]) == "1 dead letter dropped\n"
-    done = askonce("dead", "drop", "askonce.toml", ids[0], ids[1], code=1)
+    assert told(askonce, "drop", ids[0]) == "1 dead letter dropped\n"
+    done = dead(askonce, "drop", ids[0], ids[1], code=1)
     assert done.stdout == "1 dead letter dropped, 1 not\n"
-    done = askonce("dead", "drop", "askonce.toml", "--code", "c", code=2)
+    done = dead(askonce, "drop", "--code", "c", code=2)
     assert "add --yes" in done.stderr
-    assert dead(askonce, "drop", "--code", "c", "--dry-run") == "3 dead letters would be dropped\n"
+    assert told(askonce, "drop", "--code", "c", "--dry-run") == "3 dead letters would be dropped\n"
     assert grave.left() == ids[2:]
-    assert dead(askonce, "drop", "--code", "c", "--yes") == "3 dead letters dropped\n"
+    assert told(askonce, "drop", "--code", "c", "--yes") == "3 dead letters dropped\n"
     assert grave.left() == [ids[2]]
-    assert dead(askonce, "drop", "--all", "-y") == "1 dead letter dropped\n"
-    assert dead(askonce, "drop", "--all", "-y") == "0 dead letters dropped\n"
+    assert told(askonce, "drop", "--all", "-y") == "1 dead letter dropped\n"
+    assert told(askonce, "drop", "--all", "-y") == "0 dead letters dropped\n"
 
 
 def test_drop_asks_and_drops_what_it_has_counted(askonce: Askonce, grave: Grave) -> None:
@@ -242,9 +252,9 @@ def test_drop_asks_and_drops_what_it_has_counted(askonce: Askonce, grave: Grave)
 
 def test_usage(askonce: Askonce) -> None:
     for args in (("retry",), ("retry", "--all", "--code", "x"), ("drop", "0:1-1", "--all")):
-        done = askonce("dead", args[0], "askonce.toml", *args[1:], code=2)
+        done = dead(askonce, *args, code=2)
         assert "say which dead letters" in done.stderr
-    done = askonce("dead", "retry", "askonce.toml", "--all", "--reply-to", "no name", code=2)
+    done = dead(askonce, "retry", "--all", "--reply-to", "no name", code=2)
     assert "--reply-to: names match" in done.stderr
     assert done.stdout == ""
 
@@ -261,7 +271,6 @@ def filters(since: str | None = None, until: str | None = None) -> Filters:
     [
         ("2h", NOW_MS - 7_200_000),
         ("1.5 s", NOW_MS - 1500),
-        ("3650d", 0),
         ("2023-11-14T22:13:20Z", BURIED_MS),
         ("2023-11-14T23:13:20.5+01:00", BURIED_MS + 500),
         ("1960-01-01", 0),
@@ -292,7 +301,7 @@ def test_a_time_span_has_its_beginning_first() -> None:
 def test_without_a_store(askonce: Askonce) -> None:
     askonce.configure(f'[redis]\nurl = "redis://127.0.0.1:1/0"\n{CONFIG}')
     for args in (("list",), ("drop", "0:1-1")):
-        done = askonce("dead", args[0], "askonce.toml", *args[1:], code=69)
+        done = dead(askonce, *args, code=69)
         assert "the store cannot be reached" in done.stderr
 
 

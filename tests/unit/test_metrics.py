@@ -39,7 +39,7 @@ LABELS = {
 }
 NOT_SHOWN = {
     "model_calls",  # the sum of the reasons
-    "calls_without_store",  # a worker waits for its store; only the library goes on without
+    "without_store",  # a worker waits for its store; only the library goes on without
 }
 VITALS = Vitals(
     consumer="c",

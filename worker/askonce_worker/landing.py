@@ -63,7 +63,7 @@ class Landing:
 
     def count_outage(self, flight: Flight) -> None:
         """The model is asked although nobody knows whether the store has the answer."""
-        self._counters.count(flight.task.name, "calls_without_store")
+        self._counters.count(flight.task.name, "without_store")
 
     def defer(self, flight: Flight) -> None:
         """Nobody waits here any more: they come again later."""

@@ -65,7 +65,7 @@ class AnswerCache:
 
     `memory_bytes` bounds the memory tier, `max_calls` the calls in flight in this process.
     `without_store` says what to do while the store cannot be asked: `"call"` calls once for all who
-    ask in this process and keeps nothing (counted as `calls_without_store`); `"raise"` raises
+    ask in this process and keeps nothing (counted as `without_store`); `"raise"` raises
     `StoreUnavailable`.
     Raises on entry: `StoreUnavailable`, `ConfigError` (another shard count).
     """

@@ -107,7 +107,7 @@ class WaitingRoom:
         while waiting:
             flight = waiting.popleft()
             flight.waits_for_slot = False
-            if not (flight.landed or flight.flying or self._tier.down(flight.shard)):
+            if not (flight.landed or flight.flying):
                 self.enter(flight)
                 return
 
@@ -219,13 +219,10 @@ class WaitingRoom:
         backend = flights[0].task.backend
         for flight in flights:
             flight.looked_up = len(flight.asks)
-        shard = flights[0].shard
         reserved = min(max(0, backend.free_slots), len(flights))
-        if self._tier.down(shard):
-            reserved = 0  # this only probes whether it is back
         backend.in_flight += reserved
         return Batch(
-            shard,
+            flights[0].shard,
             [flight.key for flight in flights],
             [flight.tag_text for flight in flights],
             [flight.task.memory_ttl_s for flight in flights],

@@ -40,11 +40,11 @@ Tell = Callable[[str], None]
 
 
 class Run(NamedTuple):
-    """A run that is over: what happened, and where it is written down. `began` is monotonic."""
+    """A run that is over: what happened, and where it is written down."""
 
     folder: Path
-    began: float
     load_began: float
+    """In monotonic seconds."""
     wall_minus_monotonic_s: float
     faults: Faults
     worker_lives: list[Life]
@@ -72,7 +72,7 @@ async def run_chaos(
 
     Raises `ChaosError` when the run itself fails. Whatever happens, no process is left.
     """
-    began, offset = time.monotonic(), _wall_minus_monotonic_s()
+    offset = _wall_minus_monotonic_s()
     violations: list[Violation] = []
     async with _fleet(plan, store, folder) as fleet:
         tell(f"load and faults for {plan.load_s:g} s")
@@ -89,7 +89,6 @@ async def run_chaos(
             violations.append(Violation("clock", "the wall clock was set during the run"))
         return Run(
             folder,
-            began,
             fleet.load_began,
             offset,
             fleet.faults,

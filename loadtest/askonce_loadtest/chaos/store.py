@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -99,6 +100,7 @@ class SingleStore:
             ],
         )
         self._admin: redis.asyncio.Redis | None = None
+        self._turn = anyio.Lock()
 
     @property
     def shards(self) -> int:
@@ -113,12 +115,13 @@ class SingleStore:
     @property
     def faults(self) -> Mapping[str, Callable[[Fault], Awaitable[str]]]:
         """See `StoreUnderTest`."""
-        return {
+        actions = {
             "kill-store": self._kill,
             "restart-store": self._restart,
             "stop-store": self._stop,
             "memory-pressure": self._press,
         }
+        return {kind: partial(self._in_turn, action) for kind, action in actions.items()}
 
     def table(self, through: Mapping[str, Address] | None = None) -> Table:
         """See `StoreUnderTest`."""
@@ -149,9 +152,9 @@ class SingleStore:
 
     async def close(self) -> None:
         """See `StoreUnderTest`."""
+        self._node.close()  # first: what is awaited may be cancelled
         if self._admin is not None:
             await self._admin.aclose()
-        self._node.close()
 
     async def ask(self, key: bytes, *words: bytes | str | int) -> Any:
         """See `StoreUnderTest`."""
@@ -183,7 +186,11 @@ class SingleStore:
                     raise ChaosError(f"the store does not answer {words[0]!r}: {error}") from error
                 await anyio.sleep(0.1)
 
-    # Faults
+    # Faults, one at a time: loading a large log may take longer than the schedule foresees.
+
+    async def _in_turn(self, action: Callable[[Fault], Awaitable[str]], fault: Fault) -> str:
+        async with self._turn:
+            return await action(fault)
 
     async def _kill(self, fault: Fault) -> str:
         self._node.kill()

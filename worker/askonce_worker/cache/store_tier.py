@@ -103,10 +103,6 @@ class StoreTier:
         self._token_prefix = rng.randbytes(8)
         self._tokens = itertools.count(1)
 
-    def down(self, shard: int) -> bool:
-        """Whether a shard could not be reached when it was last asked."""
-        return self._store.is_down(self._shard_tags[shard])
-
     async def look_up(self, batches: Sequence[Batch]) -> list[list[Result]]:
         """Look up or lease on one shard, one round trip; results are in the order of the keys."""
         tokens = [self._new_token() for _ in batches]

@@ -133,7 +133,8 @@ class Decoder:
         task = self._tasks.get(payload.task)
         if task is None:
             known = ", ".join(sorted(self._tasks))
-            raise _Refusal("unknown_task", f"no task {payload.task!r:.60} here; known tasks: {known}")
+            message = f"no task {payload.task!r:.60} here; known tasks: {known}"
+            raise _Refusal("unknown_task", message)
         try:
             check_envelope(envelope.tenant, envelope.tags)
             question = _question(task, payload)

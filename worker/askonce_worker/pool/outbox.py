@@ -169,6 +169,7 @@ class Outbox:
             self._count(DeliveryEnd.DEFERRED, letters.count(b"d"))
             for delivery, letter in zip(part, letters.decode(), strict=True):
                 if letter == "f":
+                    self._counters.count(delivery.task.name, "errors")
                     delivery.failed(_DEFERRED_FULL, None)
 
     async def _bury(self, lane: Lane, bad: Bad) -> None:

@@ -1,0 +1,309 @@
+"""The reference model of a job shard: what the queue's scripts promise, in the fewest words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+
+RETURNED = "returned"
+DEFERRED = ".deferred"
+
+
+@dataclasses.dataclass(eq=False)
+class Entry:
+    """An entry of a job stream, in somebody's hands (`consumer`) or not yet. Its id comes later."""
+
+    lane: str
+    fields: tuple[bytes, ...]
+    entry_id: bytes | None = None
+    consumer: str | None = None
+    deliveries: int = 0
+
+    @property
+    def place(self) -> str:
+        """What an id record says."""
+        assert self.entry_id is not None
+        return f"{self.lane}/{self.entry_id.decode()}"
+
+    @property
+    def client(self) -> str:
+        return dict(zip(self.fields[::2], self.fields[1::2], strict=True)).get(b"c", b"").decode()
+
+
+@dataclasses.dataclass(eq=False)
+class Mail:
+    """An entry of a reply stream: the lines in it."""
+
+    lines: tuple[bytes, ...]
+    entry_id: bytes | None = None
+
+
+@dataclasses.dataclass
+class Hold:
+    """Who has a client's name, and until when."""
+
+    token: str
+    deadline_ms: float
+
+
+@dataclasses.dataclass(frozen=True)
+class NewJob:
+    """What an enqueue asks for."""
+
+    job_id: str
+    payload: bytes
+    tags: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Settled:
+    """What a settle says of one job."""
+
+    entry_id: bytes
+    record: str
+    address: str
+    line: bytes
+
+
+class QueueModel:
+    """One shard. Every script is a method that does and returns what the script does and returns."""
+
+    def __init__(self, now_ms: float) -> None:
+        self.now_ms = now_ms
+        self.streams: defaultdict[str, list[Entry]] = defaultdict(list)
+        self.records: dict[str, Entry] = {}
+        self.owed: Counter[str] = Counter()
+        self.mail: defaultdict[str, list[Mail]] = defaultdict(list)
+        self.names: dict[str, Hold] = {}
+        self.beats: dict[str, float] = {}
+        self.solo: dict[str, tuple[int, str]] = {}
+        self.dead: list[tuple[str, tuple[bytes, ...]]] = []
+        # The promise, counted: every job accepted has one end.
+        self.accepted = 0
+        self.replied = 0
+        self.vanished = 0
+        """Replies to clients that had been gone for longer than the retention."""
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (entry for stream in self.streams.values() for entry in stream)
+
+    def find(self, lane: str, entry_id: bytes) -> Entry | None:
+        return next((one for one in self.streams[lane] if one.entry_id == entry_id), None)
+
+    # Clients
+
+    def claim_name(self, client: str, token: str, ttl_ms: float) -> int:
+        held = self.names.get(client)
+        if held and held.token != token and held.deadline_ms >= self.now_ms:
+            return 0
+        self.names[client] = Hold(token, self.now_ms + ttl_ms)
+        return 1
+
+    def release_name(self, client: str, token: str) -> int:
+        held = self.names.get(client)
+        if held is None or held.token != token:
+            return 0
+        if self.owed[client] > 0:
+            held.deadline_ms = self.now_ms
+            return 0
+        self._forget(client)
+        return 1
+
+    def enqueue(
+        self,
+        lane: str,
+        client: str,
+        token: str,
+        address: str,
+        bounds: tuple[int, int],
+        jobs: Sequence[NewJob],
+    ) -> str:
+        """`bounds`: most entries of the stream, most replies owed (or unread in a named stream)."""
+        held = self.names.get(client)
+        if held is None or held.token != token:
+            return "!"
+        room = bounds[0] - len(self.streams[lane])
+        unread = bounds[1] - self.owed[client]
+        if address:
+            unread = len(jobs) if len(self.mail[address]) < bounds[1] else 0
+        letters = ""
+        for job in jobs:
+            fields = job_fields(client, address, job)
+            queued = self.records.get(f"{client}/{job.job_id}")
+            if queued:
+                is_same = queued.lane in {lane, lane + DEFERRED} and queued.fields == fields
+                letters += "s" if is_same else "c"
+            elif room <= 0 or unread <= 0:
+                letters += "f" if room <= 0 else "u"
+            else:
+                entry = Entry(lane, fields)
+                self.streams[lane].append(entry)
+                self.records[f"{client}/{job.job_id}"] = entry
+                room, unread = room - 1, unread - 1
+                self.accepted += 1
+                if not address:
+                    self.owed[client] += 1
+                letters += "a"
+        return letters
+
+    def hand_over(self, client: str, entries: Sequence[tuple[bytes, int]]) -> int:
+        sizes = dict(entries)
+        over = [one for one in self.mail[client] if one.entry_id in sizes]
+        self.mail[client] = [one for one in self.mail[client] if one not in over]
+        handed = sum(len(one.lines) for one in over)
+        self.owed[client] -= handed
+        if self.owed[client] <= 0:
+            del self.owed[client]
+        return handed
+
+    # Workers
+
+    def beat(self, consumer: str, ttl_ms: float) -> None:
+        self.beats[consumer] = self.now_ms + ttl_ms
+
+    def is_alive(self, consumer: str) -> bool:
+        return self.beats.get(consumer, 0.0) >= self.now_ms
+
+    def fetch(self, lane: str, consumer: str, most: int) -> list[bytes]:
+        new = [one for one in self.streams[lane] if one.consumer is None][:most]
+        for entry in new:
+            entry.consumer, entry.deliveries = consumer, 1
+        return [one.entry_id or b"" for one in new]
+
+    def claim(self, lane: str, consumer: str, most: int) -> list[tuple[bytes, int, bool]]:
+        """Entry id, deliveries before this one, whether it was handed back."""
+        taken: list[tuple[bytes, int, bool]] = []
+        if not self.is_alive(consumer):
+            return taken
+        holders = {one.consumer for one in self.streams[lane] if one.consumer}
+        for holder in sorted(holders - {consumer}):
+            handed_back = holder == RETURNED
+            if not handed_back and self.is_alive(holder):
+                continue
+            held = [one for one in self.streams[lane] if one.consumer == holder]
+            for entry in held[: most - len(taken)]:
+                taken.append((entry.entry_id or b"", entry.deliveries, handed_back))
+                entry.consumer = consumer
+                entry.deliveries += 0 if handed_back else 1
+        return taken
+
+    def take_again(self, lane: str, consumer: str, entry_id: bytes) -> None:
+        """A worker takes up a delivery of its own that never reached it."""
+        entry = self.find(lane, entry_id)
+        assert entry is not None
+        assert entry.consumer is not None
+        entry.consumer = consumer
+
+    def give_back(self, lane: str, consumer: str, entry_ids: Sequence[bytes]) -> int:
+        mine = [self.find(lane, entry_id) for entry_id in entry_ids]
+        given = [one for one in mine if one and one.consumer == consumer]
+        for entry in given:
+            entry.consumer = RETURNED
+        return len(given)
+
+    def leave(self, consumer: str, *, only_if_dead: bool) -> int:
+        if only_if_dead and self.is_alive(consumer):
+            return 0
+        if any(one.consumer == consumer for one in self):
+            return 0
+        self.beats.pop(consumer, None)
+        return 1
+
+    def settle(self, lane: str, groups: Sequence[Sequence[Settled]]) -> int:
+        """`groups`: jobs of one address each."""
+        total = 0
+        for group in groups:
+            mine = [one for one in group if self._is_held(lane, one.entry_id)]
+            if mine:
+                self._reply(mine[0].address, [one.line for one in mine])
+            for one in mine:
+                self._remove(lane, one.entry_id, one.record)
+            total += len(mine)
+        return total
+
+    def bury(self, lane: str, job: Settled, code: str, fields: Sequence[bytes]) -> int:
+        if not self._is_held(lane, job.entry_id):
+            return 0
+        self.dead.append((code, tuple(fields)))
+        if job.address:
+            self._reply(job.address, [job.line])
+        self._remove(lane, job.entry_id, job.record)
+        return 1
+
+    def defer(self, lane: str, most: int, jobs: Sequence[tuple[bytes, str]]) -> str:
+        letters = ""
+        for entry_id, record in jobs:
+            entry = self.find(lane, entry_id)
+            if len(self.streams[lane + DEFERRED]) >= most:
+                letters += "f"
+            elif entry is None or entry.consumer is None:
+                letters += "x"
+            else:
+                self.streams[lane].remove(entry)
+                later = Entry(lane + DEFERRED, entry.fields)
+                self.streams[later.lane].append(later)
+                self.records[record] = later
+                letters += "d"
+        return letters
+
+    def count_solo(self, place: str, token: str) -> int:
+        count, last = self.solo.get(place, (0, ""))
+        if last == token:
+            return count - 1
+        self.solo[place] = (count + 1, token)
+        return count
+
+    # Sweeps
+
+    def sweep_solo(self) -> int:
+        places = {entry.place for entry in self}
+        over = [place for place in self.solo if place not in places]
+        for place in over:
+            del self.solo[place]
+        return len(over)
+
+    def sweep_clients(self, retain_ms: float) -> list[str]:
+        over = [c for c, held in self.names.items() if held.deadline_ms + retain_ms < self.now_ms]
+        for client in over:
+            self._forget(client)
+        return over
+
+    def sweep_owed(self) -> int:
+        over = [client for client, owed in self.owed.items() if owed and client not in self.names]
+        for client in over:
+            self._forget(client)
+        return len(over)
+
+    def _forget(self, client: str) -> None:
+        self.names.pop(client, None)
+        self.owed.pop(client, None)
+        self.mail.pop(client, None)
+
+    def _is_held(self, lane: str, entry_id: bytes) -> bool:
+        entry = self.find(lane, entry_id)
+        return entry is not None and entry.consumer is not None
+
+    def _reply(self, address: str, lines: Sequence[bytes]) -> None:
+        if address.startswith("@") or address in self.names:
+            self.mail[address].append(Mail(tuple(lines)))
+            self.replied += len(lines)
+        else:
+            self.vanished += len(lines)
+
+    def _remove(self, lane: str, entry_id: bytes, record: str) -> None:
+        entry = self.find(lane, entry_id)
+        assert entry is not None
+        self.streams[lane].remove(entry)
+        if self.records.get(record) is entry:
+            del self.records[record]
+
+
+def job_fields(client: str, address: str, job: NewJob) -> tuple[bytes, ...]:
+    """The fields of a job's entry."""
+    fields = [b"v", b"1", b"c", client.encode(), b"i", job.job_id.encode(), b"p", job.payload]
+    if address:
+        fields += [b"r", address.encode()]
+    if job.tags:
+        fields += [b"g", job.tags.encode()]
+    return tuple(fields)
