@@ -13,8 +13,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal, NamedTuple
 
-from redis.exceptions import OutOfMemoryError
-
 from askonce_queue import queue_scripts
 from askonce_queue.envelope import NAMED
 from askonce_queue.errors import (
@@ -180,9 +178,9 @@ class Ledger:
 
     @staticmethod
     def read_verdicts(
-        answered: Sequence[tuple[Enqueue, bytes | None]],
+        answered: Sequence[tuple[Enqueue, bytes]],
     ) -> QueueFull | IdConflict | None:
-        """What the enqueue script said of each job; `None` in place of letters: memory is full.
+        """What the enqueue script said of each job.
 
         Returns the error that names the jobs that were not accepted, if there are any. Raises
         `ClientNameInUse` when the name has gone to another client.
@@ -191,10 +189,6 @@ class Ledger:
         conflicts: list[str] = []
         reason = ""
         for enqueue, letters in answered:
-            if letters is None:
-                full += enqueue.job_ids
-                reason = "the store is out of memory"
-                continue
             if letters == b"!":
                 raise ClientNameInUse(
                     "this client's name was taken by another client, or its lease ran out; "
@@ -334,19 +328,12 @@ def reply_lines(fields: Sequence[bytes]) -> bytes:
     return dict(zip(fields[::2], fields[1::2], strict=False)).get(b"r", b"")
 
 
-def read_results(
-    calls: Sequence[Enqueue], results: Sequence[Any]
-) -> list[tuple[Enqueue, bytes | None]]:
-    """Pair calls with their letters; `None` where memory is full. Raises `StoreUnavailable`."""
-    answered: list[tuple[Enqueue, bytes | None]] = []
-    for enqueue, result in zip(calls, results, strict=True):
-        if isinstance(result, OutOfMemoryError):
-            answered.append((enqueue, None))
-        elif isinstance(result, Exception):
+def read_results(calls: Sequence[Enqueue], results: Sequence[Any]) -> list[tuple[Enqueue, bytes]]:
+    """Pair calls with their letters. Raises `StoreUnavailable` when one has none."""
+    for result in results:
+        if isinstance(result, Exception):
             raise StoreUnavailable(
                 f"the store did not confirm jobs: {result}. What it accepted is unknown: enqueue "
                 "the same ids again"
             ) from result
-        else:
-            answered.append((enqueue, result))
-    return answered
+    return list(zip(calls, results, strict=True))

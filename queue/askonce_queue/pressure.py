@@ -3,7 +3,8 @@
 Answers give way to jobs and replies (`volatile-lfu` evicts what has a TTL), so a full server is the
 usual state and no reason to refuse anything. `lua/pressure.lua` finds out what is *held*: all the
 memory that eviction could not free, whosever it is. The scripts that add data ask it first, so the
-bound holds in the same atomic step as the writing, with no worker up, and no verdict can be stale.
+bound holds in the same atomic step as the writing, also while no worker is up. What one call found
+serves the next for a second at most, and less the less room there was.
 """
 
 from __future__ import annotations

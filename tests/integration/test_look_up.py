@@ -240,6 +240,16 @@ def test_a_dead_leader_is_replaced_and_counted(shard: VirtualShard) -> None:
     assert shard.entry(X) is None
 
 
+def test_a_takeover_is_told_again_when_its_reply_was_lost(shard: VirtualShard) -> None:
+    """Else the call would count as a second fill of the same question."""
+    shard.look_up_one(X, token=new_token())
+    shard.advance(LEASE_MS + 1)
+    token = new_token()
+    first, again = shard.look_up_one(X, token=token), shard.look_up_one(X, token=token)
+    assert first == again
+    assert again.taken_over
+
+
 def note_attempt(
     token: bytes, failed: int, *, digest: bytes = X, remember_ms: int = 60_000
 ) -> Call:

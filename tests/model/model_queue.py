@@ -79,11 +79,10 @@ class QueueModel:
         self.beats: dict[str, float] = {}
         self.solo: dict[str, tuple[int, str]] = {}
         self.dead: list[tuple[str, tuple[bytes, ...]]] = []
-        # The promise, counted: every job accepted has one end.
-        self.accepted = 0
-        self.replied = 0
-        self.vanished = 0
-        """Replies to clients that had been gone for longer than the retention."""
+        self.accepted: Counter[str] = Counter()
+        """How often the job of an id record was accepted."""
+        self.replied: Counter[str] = Counter()
+        """How often it was replied to: once for each time it was accepted."""
 
     def __iter__(self) -> Iterator[Entry]:
         return (entry for stream in self.streams.values() for entry in stream)
@@ -141,7 +140,7 @@ class QueueModel:
                 self.streams[lane].append(entry)
                 self.records[f"{client}/{job.job_id}"] = entry
                 room, unread = room - 1, unread - 1
-                self.accepted += 1
+                self.accepted[f"{client}/{job.job_id}"] += 1
                 if not address:
                     self.owed[client] += 1
                 letters += "a"
@@ -216,7 +215,7 @@ class QueueModel:
         for group in groups:
             mine = [one for one in group if self._is_held(lane, one.entry_id)]
             if mine:
-                self._reply(mine[0].address, [one.line for one in mine])
+                self._reply(mine)
             for one in mine:
                 self._remove(lane, one.entry_id, one.record)
             total += len(mine)
@@ -227,7 +226,7 @@ class QueueModel:
             return 0
         self.dead.append((code, tuple(fields)))
         if job.address:
-            self._reply(job.address, [job.line])
+            self._reply([job])
         self._remove(lane, job.entry_id, job.record)
         return 1
 
@@ -284,12 +283,11 @@ class QueueModel:
         entry = self.find(lane, entry_id)
         return entry is not None and entry.consumer is not None
 
-    def _reply(self, address: str, lines: Sequence[bytes]) -> None:
+    def _reply(self, jobs: Sequence[Settled]) -> None:
+        address = jobs[0].address
         if address.startswith("@") or address in self.names:
-            self.mail[address].append(Mail(tuple(lines)))
-            self.replied += len(lines)
-        else:
-            self.vanished += len(lines)
+            self.mail[address].append(Mail(tuple(job.line for job in jobs)))
+            self.replied.update(job.record for job in jobs)
 
     def _remove(self, lane: str, entry_id: bytes, record: str) -> None:
         entry = self.find(lane, entry_id)

@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import redis
 
 from askonce_queue import names
+from askonce_queue.scripts import send_sync
 from tests.model.model_queue import QueueModel
 from tests.model.queue_actors import EVERY_LANE, POOL
 from tests.support.virtual_scripts import TAG
 
+_HASHES = (
+    names.ids(TAG, POOL),
+    names.owed(TAG),
+    names.clients(TAG),
+    names.beats(TAG, POOL),
+    names.solo(TAG, POOL),
+)
+_READ_ALL = """
+local all = {}
+for i = 1, 4 do
+  all[#all + 1] = redis.call('XRANGE', KEYS[i], '-', '+')
+  all[#all + 1] = redis.call('XPENDING', KEYS[i], ARGV[1], '-', '+', 1000)
+end
+for i = 5, 9 do all[#all + 1] = redis.call('HGETALL', KEYS[i]) end
+all[#all + 1] = redis.call('XRANGE', KEYS[10], '-', '+')
+for _, key in ipairs(redis.call('KEYS', ARGV[2])) do
+  all[#all + 1] = key
+  all[#all + 1] = redis.call('XRANGE', key, '-', '+')
+end
+return all
+"""
+
 
 def compare(client: redis.Redis, model: QueueModel) -> None:
     """Fail unless the server holds what the model holds; teach the model the new entries' ids."""
-    addresses = sorted(address for address, mail in model.mail.items() if mail)
-    pipe = client.pipeline(transaction=False)
-    for lane in EVERY_LANE:
-        pipe.execute_command("XRANGE", lane.stream, "-", "+")
-        pipe.execute_command("XPENDING", lane.stream, names.GROUP, "-", "+", 1000)
-    for address in addresses:
-        pipe.execute_command("XRANGE", names.replies(TAG, address), "-", "+")
-    for key in (
-        names.ids(TAG, POOL),
-        names.owed(TAG),
-        names.clients(TAG),
-        names.beats(TAG, POOL),
-        names.solo(TAG, POOL),
-    ):
-        pipe.execute_command("HGETALL", key)
-    pipe.execute_command("XRANGE", names.dead(TAG, POOL), "-", "+")
-    pipe.execute_command("KEYS", names.replies(TAG, "*"))
-    results = iter(cast("list[Any]", pipe.execute()))
+    keys = [*(lane.stream for lane in EVERY_LANE), *_HASHES, names.dead(TAG, POOL)]
+    pattern = names.replies(TAG, "*")
+    all_ = send_sync(client, "EVAL", _READ_ALL, len(keys), *keys, names.GROUP, pattern)
+    results = iter(all_)
     for lane in EVERY_LANE:
         _compare_lane(model, lane.lane, next(results), next(results))
-    for address in addresses:
-        _compare_mail(model, address, next(results))
-    records, owed, holders, beats, solo = (_decoded(next(results)) for _ in range(5))
+    records, owed, holders, beats, solo = (_pairs(next(results)) for _ in _HASHES)
     assert records == {field: entry.place for field, entry in model.records.items()}
     assert owed == {client: str(count) for client, count in model.owed.items() if count}
     assert holders == {
@@ -46,9 +53,9 @@ def compare(client: redis.Redis, model: QueueModel) -> None:
     assert solo == {place: f"{count}/{token}" for place, (count, token) in model.solo.items()}
     letters = [(one[1][1].decode(), tuple(one[1][8:])) for one in next(results)]
     assert letters == model.dead
-    streams = {key.decode().split(":", 2)[2] for key in next(results)}
-    assert streams >= set(addresses)
-    assert streams <= set(model.mail)
+    mail = {key.decode().split(":", 2)[2]: rows for key, rows in zip(results, results, strict=True)}
+    for address in mail.keys() | model.mail.keys():
+        _compare_mail(model, address, mail.get(address, []))
 
 
 def _compare_lane(model: QueueModel, lane: str, rows: list[Any], pending: list[Any]) -> None:
@@ -73,6 +80,6 @@ def _compare_mail(model: QueueModel, address: str, rows: list[Any]) -> None:
         assert one.entry_id == entry_id
 
 
-def _decoded(rows: Any) -> dict[str, str]:
-    pairs = rows.items() if isinstance(rows, dict) else zip(rows[::2], rows[1::2], strict=True)
+def _pairs(words: list[bytes]) -> dict[str, str]:
+    pairs = zip(words[::2], words[1::2], strict=True)
     return {name.decode(): value.decode() for name, value in pairs}

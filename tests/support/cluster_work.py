@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.parse
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal, Protocol
@@ -37,13 +38,17 @@ def cluster_config(cluster: Cluster, **options: Any) -> StoreConfig:
     return StoreConfig(url=first.url, nodes=nodes, cluster=True, **given)
 
 
-def sentinel_config(rig: SentinelSet, **options: Any) -> StoreConfig:
-    """Where the primary of `rig` is, by all its sentinels."""
+def sentinel_config(
+    rig: SentinelSet, *, name: str = "", password: str | None = None, **options: Any
+) -> StoreConfig:
+    """Where the primary of `rig` is, by all its sentinels; the password is the right one."""
     first, *others = (f"{host}:{port}" for host, port in rig.addresses)
-    user = f":{rig.data.primary.password}@" if rig.data.primary.password else ""
+    if password is None:
+        password = rig.data.primary.password
+    user = f":{urllib.parse.quote(password, safe='')}@" if password else ""
     given: dict[str, Any] = {**IMPATIENT, **options}
     return StoreConfig(
-        url=f"redis://{user}{first}", nodes=tuple(others), sentinel=rig.name, **given
+        url=f"redis://{user}{first}", nodes=tuple(others), sentinel=name or rig.name, **given
     )
 
 

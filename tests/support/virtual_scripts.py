@@ -116,7 +116,7 @@ class VirtualShard:
         data = cast(
             "bytes | None", self.client.hget(names.leases(TAG).decode(), cast("str", digest))
         )
-        return None if data is None else LEASE.unpack(data)
+        return None if data is None else LEASE.unpack_from(data)
 
     def entry(self, digest: bytes) -> bytes | None:
         return cast("bytes | None", self.client.get(names.answer_prefix(TAG) + digest))

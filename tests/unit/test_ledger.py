@@ -114,12 +114,6 @@ class TestVerdicts:
         assert error.job_ids == ("1", "3")
         assert "read replies" in error.reason
 
-    def test_out_of_memory_is_full(self) -> None:
-        error = self.verdict(None)
-        assert isinstance(error, QueueFull)
-        assert error.job_ids == ("0", "1")
-        assert "memory" in error.reason
-
     def test_conflicts(self) -> None:
         error = self.verdict(b"aca")
         assert isinstance(error, IdConflict)

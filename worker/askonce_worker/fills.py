@@ -92,7 +92,7 @@ class Fills:
             await self._give_back(shard, group)
         letters = written[1] if written else "u" * len(group)
         for finished, letter in zip(group, letters, strict=True):
-            self._land(finished, _ENDS.get(letter, FlightEnd.UNKEPT))
+            self._land(finished, _ENDS.get(letter, FlightEnd.UNKEPT), valid=letter in "fm")
 
     def _keep_for_later(self, shard: int, group: list[_Finished]) -> list[_Finished]:
         """Try again while the leases last, and return those whose askers wait for no store."""
@@ -127,7 +127,8 @@ class Fills:
         except StoreUnavailable:
             log.warning("leases could not be given back: they run out", leases=len(group))
 
-    def _land(self, finished: _Finished, end: FlightEnd) -> None:
+    def _land(self, finished: _Finished, end: FlightEnd, *, valid: bool = False) -> None:
+        """Give the answer to all who wait; `valid`: lease and stamps held, memory may keep it."""
         flight, now = finished.flight, self._clock.monotonic()
         self._leases.drop(flight)
         entry = Entry(
@@ -139,7 +140,7 @@ class Fills:
             tags=tuple(flight.tags),
             shard=flight.shard,
         )
-        self._landing.answer(flight, entry, end)
+        self._landing.answer(flight, entry, end, keep=valid)
 
 
 def _fill(finished: _Finished) -> Fill:

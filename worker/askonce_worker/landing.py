@@ -38,9 +38,9 @@ class Landing:
         for ask in flight.asks:
             ask.answered(entry, source, max(0.0, now - entry.born))
 
-    def answer(self, flight: Flight, entry: Entry, end: FlightEnd) -> None:
+    def answer(self, flight: Flight, entry: Entry, end: FlightEnd, *, keep: bool) -> None:
         """The model answered: the first asker paid for it, the others were coalesced."""
-        if end is FlightEnd.FILLED:
+        if keep:
             self._keep(flight, entry)
         self._end(flight, end)
         name = flight.task.name

@@ -109,12 +109,13 @@ for from = 1, #absent, 1000 do
       if not result then
         granted[#granted + 1] = digest
         granted[#granted + 1] = struct.pack('<c16ddB', token, now + lease_ms, inv, attempt)
+          .. (over_from_dead == 1 and '\1' or '')  -- for a call that is sent again
         leased[digest] = true
         grants = grants - 1
         result = struct.pack('<dBB', inv, attempt, over_from_dead)
       else
         local _, _, built = struct.unpack('<c16dd', lease)
-        result = struct.pack('<dBB', built, attempt, 0)
+        result = struct.pack('<dBB', built, attempt, string.byte(lease, 34) or 0)
       end
       if stale[i] then
         results[2 + i] = 'S' .. string.sub(result, 1, 9) .. stale[i]

@@ -14,12 +14,11 @@ from askonce_queue.client import Client
 from askonce_queue.envelope import NAMED
 from askonce_queue.errors import IdConflict, QueueFull
 from askonce_queue.job import MAX_ID_CHARS, Job, valid_name
-from askonce_queue.ledger import Limits
 from askonce_queue.names import replies
 from askonce_queue.shards import shard_tags
 from askonce_worker.build import open_store
 from askonce_worker.cli import loop
-from askonce_worker.cli.inputs import known_task, reader_of
+from askonce_worker.cli.inputs import known_task, limits_of, reader_of
 from askonce_worker.cli.loop import Signals, say
 from askonce_worker.cli.records import Format, Record
 from askonce_worker.cli.source import Batch, Source
@@ -71,7 +70,7 @@ async def _run(options: Options, _signals: Signals) -> int:
     source = Source(options.input, read)
     stream = options.reply_to or options.task
     progress = Progress()
-    limits = Limits(settings.worker.max_backlog, settings.worker.max_unread)
+    limits = limits_of(settings.worker)
     async with open_store(settings) as location:
         pool = settings.worker.pool
         try:

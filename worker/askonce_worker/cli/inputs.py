@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from askonce_queue.ledger import Limits
 from askonce_worker.cli.loop import Failed
 from askonce_worker.cli.records import Format, read_csv, read_jsonl
 from askonce_worker.cli.source import Read
-from askonce_worker.config import Settings
+from askonce_worker.config import Settings, WorkerConfig
 from askonce_worker.config_tables import did_you_mean
 
 
@@ -38,3 +39,12 @@ def reader_of(path: Path, given: Format | None, column: str | None, task: str) -
     if column is not None:
         raise Failed("--column is for CSV; lines of JSON have 'text' or 'messages'")
     return functools.partial(read_jsonl, task=task)
+
+
+def limits_of(worker: WorkerConfig) -> Limits:
+    """The bounds that enqueueing keeps, as configured."""
+    return Limits(
+        max_backlog=worker.max_backlog,
+        max_unread=worker.max_unread,
+        max_memory_share=worker.max_memory_share,
+    )

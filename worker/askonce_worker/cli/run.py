@@ -17,13 +17,13 @@ from rich.console import Console
 
 from askonce_queue.client import Client
 from askonce_queue.errors import ClientNameInUse
-from askonce_queue.ledger import NAME_TTL_MS, Limits
+from askonce_queue.ledger import NAME_TTL_MS
 from askonce_queue.store import Store
 from askonce_queue.store_config import StoreConfig
 from askonce_worker.build import build_tasks, open_models, open_store
 from askonce_worker.cli import loop, progress, summary
 from askonce_worker.cli.asking import Asking
-from askonce_worker.cli.inputs import known_task, reader_of
+from askonce_worker.cli.inputs import known_task, limits_of, reader_of
 from askonce_worker.cli.loop import Failed, Signals, say
 from askonce_worker.cli.output import Output
 from askonce_worker.cli.records import Format, Line, Record
@@ -141,7 +141,7 @@ async def _open_client(
     stack: AsyncExitStack, settings: Settings, location: StoreConfig, name: str | None
 ) -> Client:
     """The client of this output; waits for the name if a killed run still holds it."""
-    limits = Limits(max_backlog=settings.worker.max_backlog, max_unread=settings.worker.max_unread)
+    limits = limits_of(settings.worker)
     give_up_at = anyio.current_time() + NAME_WAIT_S
     told = False
     while True:
