@@ -354,7 +354,7 @@ class Store:
 
     async def _forget_others(self) -> None:
         """Close what is connected to servers that hold nothing any more."""
-        known = {*self._topology.primaries, *self._topology.seeds}
+        known = set(self._topology.primaries)
         for address in [a for a in self._endpoints if a not in known]:
             await self._endpoints.pop(address).retire()
 

@@ -66,8 +66,9 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     """How many replicas must have a job before its enqueue returns (WAIT)."""
     wait_fsync: bool = False
     """Whether a job must be on disk, at the primary and `wait_replicas` replicas (WAITAOF)."""
-    wait_timeout_s: float = 1.0
-    """How long their confirmation may take; less than `timeout_s`."""
+    wait_timeout_s: float = 2.0
+    """How long that may take; less than `timeout_s`. WAITAOF takes up to a second when the server
+    writes its AOF to disk every second."""
 
     def __post_init__(self) -> None:
         self._check_ranges()

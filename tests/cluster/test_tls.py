@@ -99,7 +99,7 @@ async def test_a_connection_that_is_cut_is_replaced(
         ({"url": "rediss://127.0.0.1:{}"}, "[Aa]uthentication required"),
         ({"url": "redis://127.0.0.1:{}"}, "closed|reset"),
     ],
-    ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
+    ids=["authority", "none", "stranger", "key", "nowhere", "password", "plain"],
 )
 async def test_strangers_are_told(
     front: TlsFront,

@@ -244,6 +244,7 @@ async def test_a_worker(
 
     await enqueue()
     check(await cancel_everywhere(work, how, after))
+    monkeypatch.undo()
     async with AsyncExitStack() as stack:
         left = [lane for lane in lanes if not await settled(lane)]
         for lane in left:

@@ -28,7 +28,14 @@ class Entry:
 
     @property
     def client(self) -> str:
-        return dict(zip(self.fields[::2], self.fields[1::2], strict=True)).get(b"c", b"").decode()
+        return self._field(b"c")
+
+    @property
+    def address(self) -> str:
+        return self._field(b"r")
+
+    def _field(self, name: bytes) -> str:
+        return dict(zip(self.fields[::2], self.fields[1::2], strict=True)).get(name, b"").decode()
 
 
 @dataclasses.dataclass(eq=False)
@@ -83,12 +90,42 @@ class QueueModel:
         """How often the job of an id record was accepted."""
         self.replied: Counter[str] = Counter()
         """How often it was replied to: once for each time it was accepted."""
+        self.vanished: Counter[str] = Counter()
+        """Replies that nobody was there for."""
+        self.swept: set[str] = set()
+        """Clients that were gone for longer than the retention: only they may lose replies."""
 
     def __iter__(self) -> Iterator[Entry]:
         return (entry for stream in self.streams.values() for entry in stream)
 
+    def has(self, lane: str, consumer: str | None) -> bool:
+        """Whether a lane has entries in the hands of `consumer`, or in nobody's."""
+        return any(entry.consumer == consumer for entry in self.streams[lane])
+
+    def others_than(self, consumer: str) -> set[str]:
+        """The lanes that have entries in the hands of others."""
+        return {entry.lane for entry in self if entry.consumer not in {None, consumer}}
+
+    def is_held_by(self, consumer: str, lane: str, entry_id: bytes) -> bool:
+        entry = self.find(lane, entry_id)
+        return entry is not None and entry.consumer == consumer
+
+    def promised(self) -> Counter[str]:
+        """Of each job the replies there were, or would have been if somebody had been there."""
+        ends = self.replied + self.vanished
+        assert all(record.split("/")[0] in self.swept for record in self.vanished & self.accepted)
+        return Counter({record: ends[record] for record in self.accepted if ends[record]})
+
     def find(self, lane: str, entry_id: bytes) -> Entry | None:
         return next((one for one in self.streams[lane] if one.entry_id == entry_id), None)
+
+    def check(self) -> None:
+        """What is owed to a client is what it has queued and what it has not read."""
+        owed = Counter(entry.client for entry in self if not entry.address)
+        for address, mail in self.mail.items():
+            owed[address] += sum(len(one.lines) for one in mail)
+        for client in self.names.keys() - self.swept:
+            assert self.owed[client] == owed[client]
 
     # Clients
 
@@ -187,13 +224,6 @@ class QueueModel:
                 entry.deliveries += 0 if handed_back else 1
         return taken
 
-    def take_again(self, lane: str, consumer: str, entry_id: bytes) -> None:
-        """A worker takes up a delivery of its own that never reached it."""
-        entry = self.find(lane, entry_id)
-        assert entry is not None
-        assert entry.consumer is not None
-        entry.consumer = consumer
-
     def give_back(self, lane: str, consumer: str, entry_ids: Sequence[bytes]) -> int:
         mine = [self.find(lane, entry_id) for entry_id in entry_ids]
         given = [one for one in mine if one and one.consumer == consumer]
@@ -262,11 +292,12 @@ class QueueModel:
             del self.solo[place]
         return len(over)
 
-    def sweep_clients(self, retain_ms: float) -> list[str]:
+    def sweep_clients(self, retain_ms: float) -> int:
         over = [c for c, held in self.names.items() if held.deadline_ms + retain_ms < self.now_ms]
         for client in over:
             self._forget(client)
-        return over
+        self.swept.update(over)
+        return len(over)
 
     def sweep_owed(self) -> int:
         over = [client for client, owed in self.owed.items() if owed and client not in self.names]
@@ -288,6 +319,8 @@ class QueueModel:
         if address.startswith("@") or address in self.names:
             self.mail[address].append(Mail(tuple(job.line for job in jobs)))
             self.replied.update(job.record for job in jobs)
+        else:
+            self.vanished.update(job.record for job in jobs)
 
     def _remove(self, lane: str, entry_id: bytes, record: str) -> None:
         entry = self.find(lane, entry_id)

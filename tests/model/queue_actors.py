@@ -87,16 +87,23 @@ class Hands:
             one = Held(lane, job)
             self.held[lane.lane, one.entry_id] = one
 
-    def pick(self, number: int) -> Held | None:
-        """Any of what it holds."""
-        held = list(self.held.values())
-        return held[number % len(held)] if held else None
+    @property
+    def bad(self) -> list[Held]:
+        """What it holds and cannot answer."""
+        return [one for one in self.held.values() if isinstance(one.job, Bad)]
 
-    def deliveries(self, lane: Lane, number: int) -> list[Delivery]:
-        """Some of what it holds of a lane and can answer: those whose bit in `number` is set."""
+    def deliveries(self, lane: Lane) -> list[Delivery]:
+        """What it holds of a lane and can answer."""
         jobs = [one.job for one in self.held.values() if one.lane == lane]
-        good = [job for job in jobs if isinstance(job, Delivery)]
-        return [job for i, job in enumerate(good) if number >> i & 1]
+        return [job for job in jobs if isinstance(job, Delivery)]
+
+    def some(self, number: int) -> tuple[Lane, list[Delivery]]:
+        """Some of what it holds of one lane and can answer."""
+        held = list(self.held.values())
+        lane = held[number % len(held)].lane
+        jobs = self.deliveries(lane)
+        which = number % (1 << len(jobs)) or -1
+        return lane, [job for i, job in enumerate(jobs) if which >> i & 1]
 
     def drop(self, lane: Lane, entry_ids: Sequence[bytes]) -> None:
         for entry_id in entry_ids:

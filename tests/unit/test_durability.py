@@ -19,11 +19,11 @@ def config(**options: Any) -> StoreConfig:
     ("options", "replicas", "words"),
     [
         ({}, 0, None),
-        ({}, 2, ("WAIT", 2, 1000)),
-        ({"wait_replicas": 1}, 1, ("WAIT", 1, 1000)),
+        ({}, 2, ("WAIT", 2, 2000)),
+        ({"wait_replicas": 1}, 1, ("WAIT", 1, 2000)),
         ({"wait_replicas": 1, "wait_timeout_s": 0.25}, 1, ("WAIT", 1, 250)),
-        ({"wait_fsync": True}, 0, ("WAITAOF", 1, 0, 1000)),
-        ({"wait_fsync": True, "wait_replicas": 2}, 2, ("WAITAOF", 1, 2, 1000)),
+        ({"wait_fsync": True}, 0, ("WAITAOF", 1, 0, 2000)),
+        ({"wait_fsync": True, "wait_replicas": 2}, 2, ("WAITAOF", 1, 2, 2000)),
         # 0 would wait for ever.
         ({"wait_replicas": 1, "wait_timeout_s": 0.0001}, 1, ("WAIT", 1, 1)),
     ],
@@ -40,13 +40,13 @@ def test_what_is_sent(
     [
         ({}, 2, 2, ""),
         ({}, 2, 3, ""),
-        ({}, 2, 1, "1 of 2 replicas confirmed within 1 s"),
+        ({}, 2, 1, "1 of 2 replicas confirmed within 2 s"),
         ({"wait_timeout_s": 0.25}, 1, 0, "0 of 1 replicas confirmed within 0.25 s"),
         ({"wait_fsync": True}, 0, [1, 0], ""),
-        ({"wait_fsync": True}, 0, [0, 0], "the primary's disk did not confirm within 1 s"),
+        ({"wait_fsync": True}, 0, [0, 0], "the primary's disk did not confirm within 2 s"),
         ({"wait_fsync": True}, 1, [1, 1], ""),
-        ({"wait_fsync": True}, 1, [1, 0], "0 of 1 replicas confirmed within 1 s"),
-        ({"wait_fsync": True}, 1, [0, 1], "the primary's disk did not confirm within 1 s"),
+        ({"wait_fsync": True}, 1, [1, 0], "0 of 1 replicas confirmed within 2 s"),
+        ({"wait_fsync": True}, 1, [0, 1], "the primary's disk did not confirm within 2 s"),
     ],
 )
 def test_what_the_reply_means(

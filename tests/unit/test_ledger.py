@@ -94,9 +94,9 @@ class TestEnqueue:
 
 class TestVerdicts:
     @staticmethod
-    def verdict(letters: bytes | None) -> QueueFull | IdConflict | None:
+    def verdict(letters: bytes) -> QueueFull | IdConflict | None:
         books = ledger()
-        some = jobs(len(letters or b"12"))
+        some = jobs(len(letters))
         ids = [str(n) for n in range(len(some))]
         (one,) = books.prepare(ids, some, lane="bulk", reply_to=None)
         return books.read_verdicts([(one, letters)])
@@ -113,6 +113,12 @@ class TestVerdicts:
         assert isinstance(error, QueueFull)
         assert error.job_ids == ("1", "3")
         assert "read replies" in error.reason
+
+    def test_jobs_that_memory_has_no_room_for_are_named(self) -> None:
+        error = self.verdict(b"asm")
+        assert isinstance(error, QueueFull)
+        assert error.job_ids == ("2",)
+        assert "memory" in error.reason
 
     def test_conflicts(self) -> None:
         error = self.verdict(b"aca")

@@ -63,7 +63,7 @@ BAD: list[tuple[Options, str, str]] = [
         "wait_timeout_s",
         "less than timeout_s (5.0), got 5.0",
     ),
-    ({"url": URL, "timeout_s": 0.5}, "wait_timeout_s", "less than timeout_s (0.5), got 1.0"),
+    ({"url": URL, "timeout_s": 0.5}, "wait_timeout_s", "less than timeout_s (0.5), got 2.0"),
     ({"url": URL, "cluster": True, "sentinel": "x"}, "sentinel", "none beside cluster = true"),
     ({"url": URL, "nodes": ("h:1",)}, "nodes", "expected cluster = true or sentinel beside it"),
     ({"url": URL, "cluster": True, "nodes": ("h",)}, "nodes", "expected \"host:port\", got 'h'"),
@@ -155,7 +155,7 @@ def test_a_password_is_never_shown(load: ConfigLoader, options: Options) -> None
         ({"url": f"redis://u:{SECRET}@h/0"}, "StoreConfig(url='redis://u:***@h/0')"),
         ({"url": f"redis://h?password={SECRET}&db=2"}, "password=***&db=2"),
         ({"url": f"rediss://h?ssl_password={SECRET}"}, "ssl_password=***"),
-        ({"url": URL, "shards": 3, "timeout_s": 2.0}, "(url='redis://h', shards=3, timeout_s=2.0)"),
+        ({"url": URL, "shards": 3, "timeout_s": 3.0}, "(url='redis://h', shards=3, timeout_s=3.0)"),
     ],
 )
 def test_what_a_configuration_looks_like(options: Options, shown: str) -> None:

@@ -192,7 +192,7 @@ async def _recover(fleet: Fleet, tell: Tell) -> list[Violation]:
     tell("the janitors sweep")
     await workers.until_ready()
     await leftovers.until_swept(len(workers.names))
-    found += sockets(workers.running)
+    found += sockets(workers.running, servers=len(await fleet.store.ask_all("PING")))
     tell("workers drain")
     found += [
         Violation("exits", f"{name} does not drain within {DRAINED_S:g} s", name)

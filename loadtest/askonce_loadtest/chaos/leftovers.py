@@ -25,9 +25,11 @@ KNOWN_KEYS = re.compile(
     re.DOTALL,
 )
 """Every key of `askonce_queue.names`."""
-MOST_SOCKETS = 96
-"""Sockets of a worker at rest: its pools (16 commands, some blocking reads), its idle connections
-to the model (at most its 32 slots), the event loop's own, and some on their way out."""
+SOCKETS = 64
+SOCKETS_PER_SERVER = 32
+"""Sockets of a worker at rest: its pools (16 commands and some blocking reads to each server that
+holds keys), its idle connections to the model (at most its 32 slots), the event loop's own, and
+some on their way out."""
 GONE_S = 5.0
 """How long connections of processes that have ended may take to disappear."""
 JANITORS_S = 20.0
@@ -201,7 +203,7 @@ class Leftovers:
                 return
 
 
-def sockets(running: Mapping[str, Process]) -> list[Violation]:
+def sockets(running: Mapping[str, Process], servers: int) -> list[Violation]:
     """Processes at rest that hold more sockets than their pools allow; unknown without /proc."""
     found: list[Violation] = []
     for name, process in running.items():
@@ -210,6 +212,6 @@ def sockets(running: Mapping[str, Process]) -> list[Violation]:
         except OSError:
             continue
         count = sum(str(link).startswith("socket:") for link in links)
-        if count > MOST_SOCKETS:
+        if count > SOCKETS + SOCKETS_PER_SERVER * servers:
             found.append(Violation("connections", f"{name} holds {count} sockets at rest", name))
     return found

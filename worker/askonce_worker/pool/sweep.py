@@ -24,12 +24,12 @@ from askonce_queue.queue_scripts import Lane
 from askonce_queue.scripts import Call
 from askonce_queue.store import Store
 
-COUNT = 500
-"""How much of each kind a round looks at."""
+COUNT = 200
+"""How much of each kind a round looks at: what a script does here, hits wait for."""
 MUCH = COUNT // 4
 """A page with so much to remove is worth the next one soon: a look costs at most 4 for each find,
 and however many workers there are, they remove no faster than that."""
-SOON = 1 / 50
+SOON = 1 / 100
 """How soon, as a part of the usual pause."""
 LEASE_GRACE = 6
 """How long after its end a lease is kept, in lease TTLs: its holder may be paused, and its attempts
@@ -112,28 +112,30 @@ class _ShardSweep:
 
     async def once(self) -> dict[str, int]:
         """Sweep one page of each kind; how much of each was removed, where anything was."""
-        pages = self._pages()
-        failure: Exception | None = None
         removed: dict[str, int] = {}
-        for kind, result in zip(
-            pages, await self._store.run_many(list(pages.values())), strict=True
-        ):
-            if isinstance(result, Exception):
-                failure = result
-                self._cursors[kind] = 0
-            else:
-                self._cursors[kind], removed[kind] = int(result[0]), int(result[1])
         try:
+            # One after the other: the server attends to others in between.
+            for kind, call in self._pages().items():
+                removed[kind] = await self._page(kind, call)
             removed["consumers"] = await self._dead_consumers()
         except (RedisError, OSError) as error:
-            failure = error
             self._cursors["beats"] = 0
-        if failure is not None:
-            log.warning("sweep failed", shard=self._tag, error=str(failure))
+            log.warning("sweep failed", shard=self._tag, error=str(error))
         removed = {kind: count for kind, count in removed.items() if count}
         if removed:
             log.info("swept", shard=self._tag, **removed)
         return removed
+
+    async def _page(self, kind: str, call: Call) -> int:
+        """Sweep one page. Raises redis-py's errors when the shard cannot be reached."""
+        try:
+            cursor, dropped = await self._store.run(call)
+        except ResponseError as error:
+            self._cursors[kind] = 0
+            log.warning("sweep failed", shard=self._tag, kind=kind, error=str(error))
+            return 0
+        self._cursors[kind] = int(cursor)
+        return int(dropped)
 
     def _pages(self) -> dict[str, Call]:
         """The next page of each kind."""

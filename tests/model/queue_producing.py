@@ -1,0 +1,173 @@
+"""What producers do: they enqueue, read, hand over, die, and come back under their name."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule
+
+from askonce_queue import Job, names, queue_scripts
+from askonce_queue.errors import ClientNameInUse
+from askonce_queue.job import encode_payload
+from askonce_queue.ledger import NAME_TTL_MS, Enqueue
+from askonce_queue.queue_scripts import Lane
+from askonce_queue.scripts import send_sync
+from tests.model.model_queue import NewJob
+from tests.model.queue_actors import LIMITS, Producer
+from tests.model.queue_stage import QueueStage, count, lanes, pick, picks
+from tests.model.wire import FATES, Fate
+from tests.support.virtual_scripts import TAG
+
+CLIENTS = ("ada", "bob")
+IDS = ("j1", "j2", "j3", None, None)
+TASKS = ("t", "t", "t", "nobody's")
+NAMED = "n"
+BOUNDS = (LIMITS.max_backlog, LIMITS.max_unread)
+
+jobs = st.lists(
+    st.tuples(st.sampled_from(IDS), st.sampled_from(TASKS)), min_size=1, max_size=3
+)
+
+
+class Producing(QueueStage):
+    @rule(name=st.sampled_from(CLIENTS), fate=FATES)
+    def open(self, name: str, fate: Fate) -> None:
+        """Whose name it takes, if they still live, have been silent for too long."""
+        producer = Producer(name)
+        if self.claim_name(producer, fate):
+            self.displaced += [one for one in self.producers if one.name == name]
+            self.producers = [one for one in self.producers if one.name != name]
+            self.producers.append(producer)
+
+    @precondition(lambda self: self.producers)
+    @rule(
+        who=picks,
+        new=jobs,
+        lane=lanes,
+        named=st.sampled_from([None, None, None, NAMED]),
+        fate=FATES,
+    )
+    def enqueue(
+        self, who: int, new: list[tuple[str | None, str]], lane: Lane, named: str | None, fate: Fate
+    ) -> None:
+        """As the client's `enqueue_many`."""
+        producer = pick(self.producers, who)
+        ledger, inbox = producer.ledger, producer.inbox
+        some = [Job(task=task, text=f"about {job_id}", id=job_id) for job_id, task in new]
+        ids = ledger.assign_ids(some)
+        (call,) = ledger.prepare(ids, some, lane=lane.lane, reply_to=named)
+        awaited = inbox.begin(ids) if named is None else set[str]()
+        letters = self.send_enqueue(producer, call, ids, some, lane, named, fate)
+        failed = set(ids)
+        if letters is not None:
+            try:
+                error = ledger.read_verdicts([(call, letters.encode())])
+                failed = ledger.not_accepted(error, ids) if error else set()
+            except ClientNameInUse:
+                assert letters == "!"
+        producer.asked.update(awaited - failed)
+        if named is None:
+            inbox.end(awaited, ids, failed)
+
+    def send_enqueue(
+        self,
+        producer: Producer,
+        call: Enqueue,
+        ids: list[str],
+        some: list[Job],
+        lane: Lane,
+        named: str | None,
+        fate: Fate,
+    ) -> str | None:
+        new = [
+            NewJob(job_id, encode_payload(job, LIMITS.max_job_bytes), "")
+            for job_id, job in zip(ids, some, strict=True)
+        ]
+        name, token, address = producer.name, producer.ledger.token, f"@{named}" if named else ""
+        return self.send(
+            call.call,
+            lambda: self.model.enqueue(lane.lane, name, token, address, BOUNDS, new),
+            fate,
+            bytes.decode,
+        )
+
+    @precondition(lambda self: self.producers)
+    @rule(who=picks, take=st.booleans())
+    def read(self, who: int, take: bool) -> None:
+        self.read_all(pick(self.producers, who), take=take)
+
+    @precondition(lambda self: self.producers)
+    @rule(who=picks)
+    def rewind(self, who: int) -> None:
+        """After a failed read it begins anew."""
+        pick(self.producers, who).positions.rewind([TAG])
+
+    @precondition(lambda self: self.producers)
+    @rule(who=picks, fate=FATES)
+    def hand_over(self, who: int, fate: Fate) -> None:
+        self.delete_handed(pick(self.producers, who), fate)
+
+    @precondition(lambda self: self.producers)
+    @rule(who=picks, fate=FATES)
+    def renew_name(self, who: int, fate: Fate) -> None:
+        self.claim_name(pick(self.producers, who), fate)
+
+    @precondition(lambda self: self.producers)
+    @rule(who=picks, fate=FATES)
+    def close(self, who: int, fate: Fate) -> None:
+        producer = pick(self.producers, who)
+        self.delete_handed(producer, fate)
+        self.release_name(producer, fate)
+        self.producers.remove(producer)
+
+    @precondition(lambda self: self.producers)
+    @rule(who=picks)
+    def kill_producer(self, who: int) -> None:
+        self.producers.remove(pick(self.producers, who))
+
+    @precondition(lambda self: self.displaced)
+    @rule(who=picks, new=jobs, lane=lanes, fate=FATES)
+    def wake_up(
+        self, who: int, new: list[tuple[str | None, str]], lane: Lane, fate: Fate
+    ) -> None:
+        """One who has lost its name tries to go on, and ends."""
+        producer = self.displaced.pop(who % len(self.displaced))
+        some = [Job(task=task, text=f"about {job_id}", id=job_id) for job_id, task in new]
+        ids = producer.ledger.assign_ids(some)
+        (call,) = producer.ledger.prepare(ids, some, lane=lane.lane, reply_to=None)
+        self.send_enqueue(producer, call, ids, some, lane, None, fate)
+        self.release_name(producer, fate)
+
+    @rule()
+    def read_named(self) -> None:
+        """Whoever reads a named stream deletes what it has read."""
+        self.client.delete(names.replies(TAG, f"@{NAMED}").decode())
+        self.model.mail.pop(f"@{NAMED}", None)
+
+    def claim_name(self, producer: Producer, fate: Fate) -> bool:
+        name, token = producer.name, producer.ledger.token
+        call = queue_scripts.claim_name(TAG, name, token, NAME_TTL_MS)
+        told = self.send(
+            call, lambda: self.model.claim_name(name, token, NAME_TTL_MS), fate, count
+        )
+        return bool(told)
+
+    def release_name(self, producer: Producer, fate: Fate) -> None:
+        name, token = producer.name, producer.ledger.token
+        call = queue_scripts.release_name(TAG, name, token)
+        self.send(call, lambda: self.model.release_name(name, token), fate, count)
+
+    def read_all(self, producer: Producer, *, take: bool) -> None:
+        _, words = producer.positions.read([TAG], 0.0)
+        while producer.positions.take(send_sync(self.client, *words)):
+            _, words = producer.positions.read([TAG], 0.0)
+        if take:
+            producer.take_replies()
+
+    def delete_handed(self, producer: Producer, fate: Fate) -> None:
+        for entries, tag, call in producer.ledger.take_handed():
+            name, some = producer.name, tuple(entries)
+            told = self.send(call, lambda: self.model.hand_over(name, some), fate, count)
+            if told is None:
+                producer.ledger.put_back_handed(tag, entries)
+            else:
+                producer.ledger.deleted(tag, entries)

@@ -1,0 +1,200 @@
+"""What workers do: they fetch, settle, bury, defer, hand back, reclaim, and die or act too late."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule
+
+from askonce_queue import names, queue_scripts
+from askonce_queue.queue_scripts import Lane
+from askonce_queue.scripts import send_sync
+from askonce_worker.pool.decode import Bad
+from askonce_worker.pool.delivery import Delivery
+from tests.model.queue_actors import EVERY_LANE, POOL, Hands, Held
+from tests.model.queue_stage import QueueStage, count, nothing, pick, picks
+from tests.model.wire import FATES, Fate
+from tests.support.virtual_scripts import TAG
+
+HEARTBEAT_MS = 10_000
+MOST_WORKERS = 3
+MOST_DEFERRED = 2
+MOST_DEAD = 1_000
+
+mosts = st.integers(1, 4)
+
+
+class Working(QueueStage):
+    @precondition(lambda self: len(self.workers) < MOST_WORKERS)
+    @rule()
+    def start_worker(self) -> None:
+        self.workers.append(Hands(f"w{next(self.numbers)}"))
+        self.beat(0, Fate.FINE)
+
+    @precondition(lambda self: self.workers)
+    @rule(who=picks)
+    def kill_worker(self, who: int) -> None:
+        self.workers.remove(pick(self.workers, who))
+
+    @precondition(lambda self: self.workers)
+    @rule(who=picks, fate=FATES)
+    def beat(self, who: int, fate: Fate) -> None:
+        name = pick(self.workers, who).name
+        call = queue_scripts.beat(TAG, POOL, name, HEARTBEAT_MS)
+        self.send(call, lambda: self.model.beat(name, HEARTBEAT_MS), fate, nothing)
+
+    @precondition(lambda self: self.workers)
+    @rule(who=picks, where=picks, most=mosts, heard=st.sampled_from([True, True, False]))
+    def fetch(self, who: int, where: int, most: int, heard: bool) -> None:
+        lane = self.lane_of(where, lambda lane: self.model.has(lane.lane, None))
+        self.fetch_from(pick(self.workers, who), lane, most, heard=heard)
+
+    def fetch_from(self, worker: Hands, lane: Lane, most: int, *, heard: bool) -> None:
+        """A read is never sent again, but its reply may be lost."""
+        words = ("COUNT", most, "STREAMS", lane.stream, ">")
+        rows = send_sync(self.client, "XREADGROUP", "GROUP", names.GROUP, worker.name, *words)
+        entries = rows[0][1] if rows else []
+        expected = self.model.fetch(lane.lane, worker.name, most)
+        assert [entry_id for entry_id, _ in entries] == expected
+        if heard:
+            worker.accept(lane, entries)
+
+    @precondition(lambda self: self.workers)
+    @rule(who=picks)
+    def take_strays(self, who: int) -> None:
+        """It finds what the server gave it and it does not hold."""
+        worker = pick(self.workers, who)
+        for lane in EVERY_LANE:
+            words = ("XPENDING", lane.stream, names.GROUP, "-", "+", 500, worker.name)
+            for entry_id, _, _, deliveries in send_sync(self.client, *words):
+                if (lane.lane, entry_id) not in worker.held:
+                    claim = ("XCLAIM", lane.stream, names.GROUP, worker.name, 0, entry_id)
+                    again = send_sync(self.client, *claim, "RETRYCOUNT", deliveries)
+                    assert self.model.is_held_by(worker.name, lane.lane, entry_id)
+                    worker.accept(lane, again)
+
+    @precondition(lambda self: self.workers)
+    @rule(who=picks, where=picks, most=mosts, fate=FATES)
+    def claim(self, who: int, where: int, most: int, fate: Fate) -> None:
+        worker = pick(self.workers, who)
+        others = self.model.others_than(worker.name)
+        self.claim_from(worker, self.lane_of(where, lambda lane: lane.lane in others), most, fate)
+
+    def claim_from(self, worker: Hands, lane: Lane, most: int, fate: Fate) -> None:
+        rows: list[Any] = []
+
+        def read(raw: list[Any]) -> list[tuple[bytes, int, bool]]:
+            rows[:] = raw
+            return [(row[0], row[2], bool(row[3])) for row in raw]
+
+        call = queue_scripts.claim(lane, worker.name, most)
+        told = self.send(
+            call, lambda: self.model.claim(lane.lane, worker.name, most), fate, read
+        )
+        if told is not None:
+            worker.accept(lane, [(row[0], row[1]) for row in rows])
+
+    @precondition(lambda self: self.holding)
+    @rule(who=picks, which=picks, fate=FATES)
+    def settle(self, who: int, which: int, fate: Fate) -> None:
+        worker = pick(self.holding, who)
+        lane, jobs = worker.some(which)
+        if jobs:
+            self.settle_jobs(worker, lane, jobs, fate)
+
+    def settle_jobs(
+        self, worker: Hands, lane: Lane, jobs: Sequence[Delivery], fate: Fate
+    ) -> None:
+        groups, told = worker.answer(jobs, self.shard.now_ms)
+        call = queue_scripts.settle(lane, groups)
+        counted = self.send(call, lambda: self.model.settle(lane.lane, told), fate, count)
+        if counted is not None:
+            worker.drop(lane, [job.entry_id for job in jobs])
+
+    @precondition(lambda self: any(worker.bad for worker in self.workers))
+    @rule(who=picks, fate=FATES)
+    def bury(self, who: int, fate: Fate) -> None:
+        worker = pick([worker for worker in self.workers if worker.bad], who)
+        self.bury_bad(worker, pick(worker.bad, who), fate)
+
+    def bury_bad(self, worker: Hands, one: Held, fate: Fate) -> None:
+        lane, bad = one
+        assert isinstance(bad, Bad)
+        word = worker.last_word(bad)
+        call = queue_scripts.bury(
+            lane,
+            address=word.address,
+            entry_id=word.entry_id,
+            record=word.record,
+            reply=word.line + b"\n",
+            max_dead=MOST_DEAD,
+            code=bad.code,
+            message=bad.message,
+            fields=bad.fields,
+        )
+        told = self.send(
+            call,
+            lambda: self.model.bury(lane.lane, word, bad.code, bad.fields),
+            fate,
+            lambda raw: int(raw[0]),
+        )
+        if told is not None:
+            worker.drop(lane, [word.entry_id])
+
+    @precondition(lambda self: self.holding)
+    @rule(who=picks, which=picks, fate=FATES)
+    def defer(self, who: int, which: int, fate: Fate) -> None:
+        worker = pick(self.holding, who)
+        lane, some = worker.some(which)
+        jobs = [(job.entry_id, job.record) for job in some]
+        if not jobs or lane.is_deferred:
+            return
+        letters = self.send(
+            queue_scripts.defer(lane, MOST_DEFERRED, jobs),
+            lambda: self.model.defer(lane.lane, MOST_DEFERRED, jobs),
+            fate,
+            bytes.decode,
+        )
+        for (entry_id, _), letter in zip(jobs, letters or "", strict=False):
+            if letter != "f":
+                worker.drop(lane, [entry_id])
+
+    @precondition(lambda self: self.holding)
+    @rule(who=picks, which=picks, fate=FATES)
+    def give_back(self, who: int, which: int, fate: Fate) -> None:
+        """It goes on holding what it hands back, as a drain does until its replies are out."""
+        worker = pick(self.holding, who)
+        lane, jobs = worker.some(which)
+        if jobs:
+            ids = [job.entry_id for job in jobs]
+            call = queue_scripts.give_back(lane, worker.name, ids)
+            self.send(
+                call, lambda: self.model.give_back(lane.lane, worker.name, ids), fate, count
+            )
+
+    @precondition(lambda self: self.workers)
+    @rule(who=picks, fate=FATES)
+    def leave(self, who: int, fate: Fate) -> None:
+        """It ends; what it could not give back is still in its name."""
+        worker = pick(self.workers, who)
+        self.leave_as(worker.name, fate, only_if_dead=False)
+        self.workers.remove(worker)
+
+    def leave_as(self, name: str, fate: Fate, *, only_if_dead: bool) -> None:
+        call = queue_scripts.leave(EVERY_LANE, name, only_if_dead=only_if_dead)
+        self.send(call, lambda: self.model.leave(name, only_if_dead=only_if_dead), fate, count)
+
+    @precondition(lambda self: self.holding)
+    @rule(who=picks, try_=st.integers(1, 3), fate=FATES)
+    def count_solo(self, who: int, try_: int, fate: Fate) -> None:
+        one = pick(list(pick(self.holding, who).held.values()), who)
+        token, place = f"try {try_}", queue_scripts.solo_field(one.lane, one.entry_id)
+        call = queue_scripts.count_solo(one.lane, one.entry_id, token)
+        self.send(call, lambda: self.model.count_solo(place, token), fate, count)
+
+    @property
+    def holding(self) -> list[Hands]:
+        """The workers who hold something."""
+        return [worker for worker in self.workers if worker.held]
