@@ -280,7 +280,9 @@ class Client:
 
     async def _read_once(self, tags: Sequence[str], *, block_s: float) -> int:
         key, words = self._positions.read(tags, block_s)
-        return self._positions.take(await self._blocking.send(key, *words))
+        entries = self._positions.take(await self._blocking.send(key, *words))
+        self._positions.served_by(tags, self._blocking.server_of(key))
+        return entries
 
     async def _renew_forever(self) -> None:
         while True:

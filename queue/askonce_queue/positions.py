@@ -11,6 +11,7 @@ from redis.exceptions import InvalidResponse
 from askonce_queue import names
 from askonce_queue.ledger import Ledger, reply_lines
 from askonce_queue.scripts import Arg
+from askonce_queue.store_config import Address
 
 READ_COUNT = 200
 """Reply entries a read; each may hold some hundred replies."""
@@ -25,6 +26,7 @@ class Positions:
         self._ledger = ledger
         self._tags = {names.replies(tag, ledger.name): tag for tag in ledger.tags}
         self._last_ids = dict.fromkeys(ledger.tags, _START)
+        self._servers: dict[str, Address | None] = {}
 
     def read(self, tags: Sequence[str], block_s: float) -> tuple[bytes, list[Arg]]:
         """The command that reads the streams of `tags`, after the key that says where to.
@@ -54,6 +56,15 @@ class Positions:
             self._ledger.receive(tag, entry_id, lines)
             self._last_ids[tag] = entry_id
         return len(entries)
+
+    def served_by(self, tags: Sequence[str], server: Address | None) -> None:
+        """Begin anew when another server has answered than before, with or without a failure.
+
+        What was deleted on the old one may be there again, and must be deleted again.
+        """
+        if self._servers.setdefault(tags[0], server) != server:
+            self._servers[tags[0]] = server
+            self.rewind(tags)
 
     def rewind(self, tags: Sequence[str]) -> None:
         """Begin anew after a failure: after a failover, entries may have smaller ids than before.

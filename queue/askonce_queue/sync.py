@@ -230,7 +230,9 @@ class Client:
 
     def _read_once(self, tags: Sequence[str], block_s: float) -> int:
         key, words = self._positions.read(tags, block_s)
-        return self._positions.take(self._blocking.send(key, *words))
+        entries = self._positions.take(self._blocking.send(key, *words))
+        self._positions.served_by(tags, self._blocking.server_of(key))
+        return entries
 
     def _claims(self, tags: Iterable[str]) -> list[Call]:
         return [

@@ -54,6 +54,10 @@ class SyncStore:
         """Whether `run_confirmed` waits for anything, as configured."""
         return confirmation(self.config, self.config.wait_replicas) is not None
 
+    def server_of(self, key: bytes) -> Address | None:
+        """The server that holds `key`, as far as known."""
+        return self._topology.address(self._topology.group(key))
+
     def run(self, call: Call) -> Any:
         """Run one script. Raises redis-py's errors."""
         return _value(self._ask(self._topology.group(call.keys[0]), [call]))

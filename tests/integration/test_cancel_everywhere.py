@@ -13,20 +13,21 @@ import itertools
 import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, aclosing
-from functools import partial
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, cast
 
+import anyio
 import pytest
 import redis.asyncio
 
 from askonce_queue import Client, Job, Reply, names, queue_scripts
 from askonce_queue.reply import Answer, decode_replies
-from askonce_queue.queue_scripts import Lane
 from askonce_queue.scripts import run, send
+from askonce_queue.store import Store
 from askonce_worker import AnswerCache
 from askonce_worker.models.protocol import Prompt, Question, TransientFailure
 from askonce_worker.pool import intake, worker
+from askonce_worker.resolver import Resolver
 from tests.support.leaks import new_threads
 from tests.support.queue_worker import INTERACTIVE, EchoModel, backlog, echo_worker
 from tests.support.resolving import StepModel, Waiter, ask, lease_count, make_task, resolver_on
@@ -34,6 +35,8 @@ from tests.support.stepping import EVERY_HOW, Ended, How, cancel_everywhere
 from tests.support.waiting import eventually
 
 USER = b"cancelled"
+JOBS = 5
+"""What each worker finds."""
 every_how = pytest.mark.parametrize("how", EVERY_HOW)
 
 
@@ -178,7 +181,7 @@ async def test_a_resolver_beside_another(
             both, theirs = (Waiter(other_task, text) for text in texts[-2:])
             waiting[:] = [theirs]
             other.resolve(waiting)
-            async with resolver_on(url) as resolver:
+            async with own_resolver(url) as resolver:
                 mine = [Waiter(task, text) for text in [*texts, "hit 0", "hit 1"]]
                 resolver.resolve(mine)
                 waiting.append(both)
@@ -198,45 +201,54 @@ async def test_a_resolver_beside_another(
         assert count <= (2 if text.startswith(("cold", "both", "theirs")) else 6), text
 
 
+@asynccontextmanager
+async def own_resolver(url: str) -> AsyncGenerator[Resolver]:
+    """A resolver whose connections are closed however it is left."""
+    client = Store(url)
+    try:
+        async with Resolver(client, memory_bytes=1 << 20).running() as resolver:
+            yield resolver
+    finally:
+        with anyio.CancelScope(shield=True):
+            await client.aclose()
+
+
 @every_how
 async def test_a_worker(
     store: redis.asyncio.Redis, url: str, how: How, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever it leaves undone is done by the next one, once. Every run has a pool of its own."""
+    """Whatever it leaves undone is done by the next one, once."""
     monkeypatch.setattr(intake, "BLOCK_MS", 5)
     monkeypatch.setattr(worker, "FLUSH_LIMIT_S", 0.1)  # a scope cancels the outbox as well
-    remains, lanes = Remains(store), list[Lane]()
+    remains, runs = Remains(store), itertools.count()
     accepted = Counter[str]()
     await run(store, queue_scripts.claim_name("0", "client", "token", 600_000))
-
-    async def settled(lane: Lane) -> bool:
-        return await backlog(store, lane) == 0
+    await run(store, queue_scripts.ensure_group(INTERACTIVE))
 
     async def work() -> None:
-        async with echo_worker(url, SlowEcho(), pool=lanes[-1].pool, drain_s=0.05).running():
-            await eventually(partial(settled, lanes[-1]))
+        one = echo_worker(url, SlowEcho(), drain_s=0.05)
+        async with one.running():
+            total = one.counters.total
+            await eventually(lambda: total("jobs_settled") + total("jobs_buried") >= JOBS)
 
     async def enqueue() -> None:
-        number = len(lanes)
-        lane = Lane("0", f"p{number}", "interactive")
-        lanes.append(lane)
+        number = next(runs)
         texts = ["hit", f"cold {number}", f"cold {number}", f"other {number}"]
         payloads = [b'{"task":"echo","text":"%b"}' % text.encode() for text in texts]
         jobs = {f"{number} {n}": data for n, data in enumerate([*payloads, b'{"task":"nope"}'])}
+        accepted.update(jobs.keys())
         call = queue_scripts.enqueue(
-            lane,
+            INTERACTIVE,
             client="client",
             token="token",
             reply_to="@sink",
-            max_backlog=100,
+            max_backlog=100_000,
             max_unread=100_000,
             max_memory_share=0.9,
             stride=2,
             jobs=[word for job in jobs.items() for word in job],
         )
-        assert await run(store, call) == b"aaaaa"
-        await run(store, queue_scripts.ensure_group(lane))
-        accepted.update(jobs.keys())
+        assert await run(store, call) == b"a" * JOBS
 
     async def after(ended: Ended) -> None:
         await remains.check(ended)
@@ -244,14 +256,12 @@ async def test_a_worker(
 
     await enqueue()
     check(await cancel_everywhere(work, how, after))
-    monkeypatch.undo()
-    async with AsyncExitStack() as stack:
-        left = [lane for lane in lanes if not await settled(lane)]
-        for lane in left:
-            await stack.enter_async_context(echo_worker(url, pool=lane.pool).running())
-        for lane in left:
-            await eventually(partial(settled, lane))
-    assert left
+
+    async def settled() -> bool:
+        return await backlog(store) == 0
+
+    async with echo_worker(url).running():
+        await eventually(settled, timeout_s=20)
     assert await replied(store) == accepted
 
 

@@ -1,16 +1,22 @@
-"""What a test must not leave behind: tasks, threads, connections, keys."""
+"""What a test must not leave behind: tasks, threads, sockets, child processes; on the store's server
+connections, and keys that nobody knows.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import threading
-from collections.abc import AsyncIterator
-from typing import cast
+from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Self, cast
 
 import redis.asyncio
 
-from tests.support.waiting import eventually
+from askonce_queue.connections import connect_sync
+from askonce_queue.scripts import send_sync
 
 KNOWN_KEYS = re.compile(
     rb"askonce:meta|(jobs|ids|owed|reply|beat|solo|dead|clients|a|stamp|last|lease|tries|memory|stats)"
@@ -37,14 +43,71 @@ def new_threads(before: set[threading.Thread]) -> list[str]:
     ]
 
 
-async def assert_no_other_connections(store: redis.asyncio.Redis) -> None:
-    """Fail when anyone but `store` is still connected to the server."""
-    await store.connection_pool.disconnect()
+class ProcessState(NamedTuple):
+    """What this process has open. Sockets and children are only known where there is a /proc."""
 
-    async def alone() -> bool:
-        return len(cast("list[object]", await store.client_list())) == 1
+    threads: set[threading.Thread]
+    sockets: set[str]
+    children: set[int]
 
-    await eventually(alone)
+    @classmethod
+    def now(cls) -> Self:
+        return cls(set(threading.enumerate()), _open_sockets(), _child_processes())
+
+    def new(self) -> list[str]:
+        """What has been opened since, and is still there."""
+        return [
+            *(f"thread {name}" for name in new_threads(self.threads)),
+            *sorted(_open_sockets() - self.sockets),
+            *(f"child process {_command(pid)}" for pid in _child_processes() - self.children),
+        ]
+
+
+def _open_sockets() -> set[str]:
+    found: set[str] = set()
+    for entry in _entries("/proc/self/fd"):
+        with suppress(OSError):  # the one that reads the folder is closed
+            found.add(os.readlink(entry))
+    return {target for target in found if target.startswith("socket:")}
+
+
+def _child_processes() -> set[int]:
+    """Children, those that have ended and were not waited for among them."""
+    found: set[int] = set()
+    for thread in _entries("/proc/self/task"):
+        with suppress(OSError):  # a thread may have ended
+            found.update(map(int, (thread / "children").read_text().split()))
+    return found
+
+
+def _entries(folder: str) -> list[Path]:
+    try:
+        return list(Path(folder).iterdir())
+    except OSError:
+        return []
+
+
+def _command(pid: int) -> str:
+    with suppress(OSError):
+        return f"{pid}: {Path(f'/proc/{pid}/cmdline').read_text().replace(chr(0), ' ')[:200]}"
+    return str(pid)
+
+
+def left_on_server(url: str) -> list[str]:
+    """Connections of others to the server, and keys that should not be there."""
+    client = connect_sync(url, role="commands")
+    try:
+        connections: list[bytes] = send_sync(client, "CLIENT", "LIST").splitlines()
+        own: bytes = b"id=%d " % send_sync(client, "CLIENT", "ID")
+        keys = list(cast("Iterable[bytes]", client.scan_iter(count=1000)))
+        ttls = {key: send_sync(client, "PTTL", key) for key in keys if not key.startswith(b"a:")}
+    finally:
+        client.close()
+    return [
+        *(f"connection {line!r}" for line in connections if not line.startswith(own)),
+        *(f"key {key!r}" for key in keys if not KNOWN_KEYS.fullmatch(key)),
+        *(f"key with a TTL {key!r}" for key, ttl in ttls.items() if ttl >= 0),
+    ]
 
 
 async def assert_only_known_keys(store: redis.asyncio.Redis) -> None:

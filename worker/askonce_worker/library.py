@@ -16,7 +16,8 @@ import asyncio
 import functools
 import inspect
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Generic, Literal, ParamSpec, Self, TypeVar, get_type_hints, overload
 
@@ -97,7 +98,19 @@ class AnswerCache:
         self._tasks: dict[tuple[object, ...], Task] = {}
         self._waiting: set[_Ask] = set()
         self._opened = False
-        self._host = Host(self._resolver.running())
+        self._host = Host(self._running())
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncGenerator[None]:
+        """Run the resolver, and close the store after it: in the host's task, as nobody cancels
+        that one, and its last requests would open connections anew.
+        """
+        try:
+            async with self._resolver.running():
+                yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._store.aclose()
 
     async def __aenter__(self) -> Self:
         hand_to_standard_logging()
@@ -122,11 +135,7 @@ class AnswerCache:
     ) -> None:
         self._opened = False
         _open.remove(self)
-        with anyio.CancelScope(shield=True):
-            try:
-                await self._host.close()
-            finally:
-                await self._store.aclose()
+        await self._host.close()
 
     def _fail_all(self, _ended: object) -> None:
         """The resolver has ended, because of us or of a fault: nobody waits for ever."""
