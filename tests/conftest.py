@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,28 +56,33 @@ async def askonce_store(store: redis.asyncio.Redis, store_url: str) -> AsyncIter
 
 
 @pytest.fixture
-async def no_leaked_tasks() -> AsyncIterator[None]:
-    """Fail a coroutine test that leaves tasks running."""
+async def no_leaks_of_a_coroutine(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Fail a coroutine test that leaves anything behind. Its loop runs on while that is awaited."""
+    left = what_is_left(request)
     yield
     try:
-        await eventually(lambda: not other_tasks(), timeout_s=2)
+        await eventually(lambda: not (other_tasks() or left()), timeout_s=2)
     except AssertionError:
-        pytest.fail(f"tasks left running: {other_tasks()}")
+        pytest.fail(f"left behind: {[*other_tasks(), *left()]}")
 
 
 @pytest.fixture(autouse=True)
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves anything behind: here, or on the server that all tests share."""
     if inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
-        request.getfixturevalue("no_leaked_tasks")
-    url = request.getfixturevalue("store_url") if "store_url" in request.fixturenames else None
-    before = ProcessState.now()
+        request.getfixturevalue("no_leaks_of_a_coroutine")
+        yield
+        return
+    left = what_is_left(request)
     yield
-
-    def left() -> list[str]:
-        return before.new() + (left_on_server(url) if url is not None else [])
-
     try:
         eventually_sync(lambda: not left(), timeout_s=2)
     except AssertionError:
         pytest.fail(f"left behind: {left()}")
+
+
+def what_is_left(request: pytest.FixtureRequest) -> Callable[[], list[str]]:
+    """Tells what has been added since now, here and on the shared server if the test uses it."""
+    url = request.getfixturevalue("store_url") if "store_url" in request.fixturenames else None
+    before = ProcessState.now()
+    return lambda: before.new() + (left_on_server(url) if url is not None else [])

@@ -11,10 +11,11 @@ import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import NamedTuple, Self, cast
 
 import redis.asyncio
 
+from askonce_loadtest.servers.node import Node, known_nodes
 from askonce_queue.connections import connect_sync
 from askonce_queue.scripts import send_sync
 
@@ -49,17 +50,21 @@ class ProcessState(NamedTuple):
     threads: set[threading.Thread]
     sockets: set[str]
     children: set[int]
+    nodes: set[Node]
+    """Servers that many tests share: each may restart them."""
 
     @classmethod
     def now(cls) -> Self:
-        return cls(set(threading.enumerate()), _open_sockets(), _child_processes())
+        return cls(set(threading.enumerate()), _open_sockets(), _child_processes(), known_nodes())
 
     def new(self) -> list[str]:
         """What has been opened since, and is still there."""
+        shared = {node.pid for node in self.nodes & known_nodes() if node.running}
+        children = _child_processes() - self.children - shared
         return [
             *(f"thread {name}" for name in new_threads(self.threads)),
             *sorted(_open_sockets() - self.sockets),
-            *(f"child process {_command(pid)}" for pid in _child_processes() - self.children),
+            *(f"child process {_command(pid)}" for pid in children),
         ]
 
 

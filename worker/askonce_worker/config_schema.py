@@ -129,8 +129,11 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The memory tier's size."""
     max_held: Count = 20_000
     """Deliveries held at once."""
-    max_waiting: Count = 10_000
-    """Deliveries held from which on those that their model has no room for are deferred."""
+    max_waiting: Count | None = None
+    """Deliveries held from which on those that their model has no room for are deferred.
+
+    Half of `max_held` if it is not given.
+    """
     max_deferred: Count = 1_000_000
     """Jobs deferred in one stream; past it they get an error."""
     heartbeat_ttl_s: Duration = 10.0
@@ -175,8 +178,13 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.lease_renew_s > self.lease_ttl_s / 2:
             raise ValueError("lease_renew_s: expected at most half of lease_ttl_s")
-        if self.max_waiting >= self.max_held:
+        if self.max_waiting is not None and self.max_waiting >= self.max_held:
             raise ValueError("max_waiting: expected less than max_held, or no hit gets past")
+
+    @property
+    def most_waiting(self) -> int:
+        """`max_waiting`, or what it is if it is not given."""
+        return self.max_waiting if self.max_waiting is not None else self.max_held // 2
         try:
             _ = self.listen_address
         except ValueError as error:

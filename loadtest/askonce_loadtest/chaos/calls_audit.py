@@ -12,7 +12,7 @@ once had a lease gets there again by
 - a lease given back: by a drain, after the last attempt (`exhausted`), or because the store did not
   take the answer (`unkept`). These need a reason of their own: a worker that was told to drain, a
   model or a store that was out of order at the time;
-- a dead leader's lease that the sweep removed, some TTLs after its end.
+- a dead leader's lease that the sweep removed, six TTLs after its end.
 
 So every `fill` but a key's first needs one of these between the previous lease of that key (of
 either reason, `fill` or `takeover`) and itself. A live leader, a leader that died, was stopped or

@@ -302,6 +302,11 @@ class Node:
                 (self.folder / left).unlink()
 
 
+def known_nodes() -> set[Node]:
+    """The nodes of this process that were started and not closed, dead or alive."""
+    return set(_running)
+
+
 @atexit.register
 def _end_all() -> None:
     """Whatever a test or a run has left behind ends with this process."""

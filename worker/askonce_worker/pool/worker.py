@@ -84,7 +84,7 @@ class Worker:
         lanes = [Lane(tag, config.pool, lane) for tag in self._tags for lane in LANES]
         self.lanes = [*lanes, *(lane.deferred for lane in lanes)]
         self._gate = Gate()
-        self._held = Held(config.max_held, config.max_waiting)
+        self._held = Held(config.max_held, config.most_waiting)
         self._hurry = anyio.Event()
         self._stop = anyio.Event()
         self.resolver = Resolver(
