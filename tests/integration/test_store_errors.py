@@ -261,11 +261,11 @@ async def test_connections_that_were_closed_while_nobody_used_them(node: Node, k
 
 @BOTH
 async def test_a_server_with_too_many_clients(node: Node, kind: Kind) -> None:
-    """`max number of clients reached` is said instead of anything else."""
+    """It says so, and closes the connection before it has heard anything: one of both arrives."""
     async with store_of(config_of(node), kind) as store:
         await node.command("CONFIG", "SET", "maxclients", 1)
         async with one_client(node):
-            with pytest.raises(StoreDown, match="max number of clients"):
+            with pytest.raises(StoreDown, match=r"max number of clients|[Cc]onnection"):
                 await store.run(COUNT)
         await succeeds(partial(store.run, COUNT))
 

@@ -91,20 +91,20 @@ class Producing(QueueStage):
         )
 
     @precondition(lambda self: self.producers)
-    @rule(who=picks, take=st.booleans())
-    def read(self, who: int, take: bool) -> None:
-        self.read_all(pick(self.producers, who), take=take)
-
-    @precondition(lambda self: self.producers)
-    @rule(who=picks)
-    def rewind(self, who: int) -> None:
-        """After a failed read it begins anew."""
-        pick(self.producers, who).positions.rewind([TAG])
-
-    @precondition(lambda self: self.producers)
-    @rule(who=picks, fate=FATES)
-    def hand_over(self, who: int, fate: Fate) -> None:
-        self.delete_handed(pick(self.producers, who), fate)
+    @rule(
+        who=picks,
+        anew=st.sampled_from([False, False, False, True]),
+        take=st.sampled_from([True, True, False]),
+        fate=st.one_of(st.none(), FATES, FATES),
+    )
+    def read(self, who: int, anew: bool, take: bool, fate: Fate | None) -> None:
+        """After a failed read it begins `anew`; `fate` is that of the hand-over, if there is one."""
+        producer = pick(self.producers, who)
+        if anew:
+            producer.positions.rewind([TAG])
+        self.read_all(producer, take=take)
+        if fate is not None:
+            self.delete_handed(producer, fate)
 
     @precondition(lambda self: self.producers)
     @rule(who=picks, fate=FATES)
@@ -112,17 +112,13 @@ class Producing(QueueStage):
         self.claim_name(pick(self.producers, who), fate)
 
     @precondition(lambda self: self.producers)
-    @rule(who=picks, fate=FATES)
-    def close(self, who: int, fate: Fate) -> None:
+    @rule(who=picks, killed=st.booleans(), fate=FATES)
+    def end_producer(self, who: int, killed: bool, fate: Fate) -> None:
         producer = pick(self.producers, who)
-        self.delete_handed(producer, fate)
-        self.release_name(producer, fate)
+        if not killed:
+            self.delete_handed(producer, fate)
+            self.release_name(producer, fate)
         self.producers.remove(producer)
-
-    @precondition(lambda self: self.producers)
-    @rule(who=picks)
-    def kill_producer(self, who: int) -> None:
-        self.producers.remove(pick(self.producers, who))
 
     @precondition(lambda self: self.displaced)
     @rule(who=picks, new=jobs, lane=lanes, fate=FATES)
@@ -137,7 +133,6 @@ class Producing(QueueStage):
         self.send_enqueue(producer, call, ids, some, lane, None, fate)
         self.release_name(producer, fate)
 
-    @rule()
     def read_named(self) -> None:
         """Whoever reads a named stream deletes what it has read."""
         self.client.delete(names.replies(TAG, f"@{NAMED}").decode())

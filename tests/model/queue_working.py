@@ -34,9 +34,13 @@ class Working(QueueStage):
         self.beat(0, Fate.FINE)
 
     @precondition(lambda self: self.workers)
-    @rule(who=picks)
-    def kill_worker(self, who: int) -> None:
-        self.workers.remove(pick(self.workers, who))
+    @rule(who=picks, killed=st.booleans(), fate=FATES)
+    def end_worker(self, who: int, killed: bool, fate: Fate) -> None:
+        """What it holds and has not given back stays in its name."""
+        worker = pick(self.workers, who)
+        if not killed:
+            self.leave_as(worker.name, fate, only_if_dead=False)
+        self.workers.remove(worker)
 
     @precondition(lambda self: self.workers)
     @rule(who=picks, fate=FATES)
@@ -76,9 +80,17 @@ class Working(QueueStage):
                     worker.accept(lane, again)
 
     @precondition(lambda self: self.workers)
-    @rule(who=picks, where=picks, most=mosts, fate=FATES)
-    def claim(self, who: int, where: int, most: int, fate: Fate) -> None:
+    @rule(
+        who=picks,
+        fresh=st.sampled_from([True, True, True, False]),
+        where=picks,
+        most=mosts,
+        fate=FATES,
+    )
+    def claim(self, who: int, fresh: bool, where: int, most: int, fate: Fate) -> None:
         worker = pick(self.workers, who)
+        if fresh:
+            self.beat(who, Fate.FINE)
         others = self.model.others_than(worker.name)
         self.claim_from(worker, self.lane_of(where, lambda lane: lane.lane in others), most, fate)
 
@@ -173,14 +185,6 @@ class Working(QueueStage):
             self.send(
                 call, lambda: self.model.give_back(lane.lane, worker.name, ids), fate, count
             )
-
-    @precondition(lambda self: self.workers)
-    @rule(who=picks, fate=FATES)
-    def leave(self, who: int, fate: Fate) -> None:
-        """It ends; what it could not give back is still in its name."""
-        worker = pick(self.workers, who)
-        self.leave_as(worker.name, fate, only_if_dead=False)
-        self.workers.remove(worker)
 
     def leave_as(self, name: str, fate: Fate, *, only_if_dead: bool) -> None:
         call = queue_scripts.leave(EVERY_LANE, name, only_if_dead=only_if_dead)

@@ -44,14 +44,31 @@ GARBAGE = (
 
 
 class QueueMachine(Producing, Working):
+    def __init__(self, client: redis.Redis) -> None:
+        super().__init__(client)
+        self.open(CLIENTS[0], Fate.FINE)
+        self.start_worker()
+
     @rule(fields=st.sampled_from(GARBAGE), lane=lanes)
     def add_garbage(self, fields: dict[bytes, bytes], lane: Lane) -> None:
         words = [word for pair in fields.items() for word in pair]
         send_sync(self.client, "XADD", lane.stream, "*", *words)
         self.model.streams[lane.lane].append(Entry(lane.lane, tuple(words)))
 
-    @rule(fate=FATES)
-    def sweep(self, fate: Fate) -> None:
+    @rule(what=st.sampled_from(["records", "consumers", "clients", "named"]), fate=FATES)
+    def tidy_up(self, what: str, fate: Fate) -> None:
+        match what:
+            case "records":
+                self.sweep_records(fate)
+            case "consumers":
+                self.sweep_consumers(fate)
+            case "clients":
+                self.sweep_clients(fate)
+            case _:
+                self.read_named()
+
+    def sweep_records(self, fate: Fate) -> None:
+        """Every record is of a job that is there, so there is nothing to drop."""
         records = queue_scripts.sweep_records(
             names.ids(TAG, POOL), EVERY_LANE, cursor=0, count=500, where="value", grace_ms=0
         )
@@ -60,15 +77,24 @@ class QueueMachine(Producing, Working):
             names.solo(TAG, POOL), EVERY_LANE, cursor=0, count=500, where="field", grace_ms=0
         )
         self.send(solo, self.model.sweep_solo, fate, dropped)
-        for consumer in list(self.model.beats):
+
+    def sweep_consumers(self, fate: Fate) -> None:
+        for consumer in {*self.model.beats, *self.consumers()} - {names.RETURNED.decode()}:
             self.leave_as(consumer, fate, only_if_dead=True)
 
-    @rule(fate=FATES)
     def sweep_clients(self, fate: Fate) -> None:
         clients = queue_scripts.sweep_clients(TAG, cursor=0, count=500, retain_ms=RETAIN_MS)
         self.send(clients, lambda: self.model.sweep_clients(RETAIN_MS), fate, dropped)
         owed = queue_scripts.sweep_owed(TAG, cursor=0, count=500)
         self.send(owed, self.model.sweep_owed, fate, dropped)
+
+    def consumers(self) -> set[str]:
+        """Whoever the server knows as a consumer."""
+        return {
+            row[1].decode()
+            for lane in EVERY_LANE
+            for row in send_sync(self.client, "XINFO", "CONSUMERS", lane.stream, names.GROUP)
+        }
 
     @precondition(lambda self: self.wire.echoes)
     @rule(number=picks)
@@ -97,7 +123,8 @@ class QueueMachine(Producing, Working):
             assert self.claim_name(heir, Fate.FINE)
             self.finish_producer(heir)
         self.read_named()
-        self.sweep(Fate.FINE)
+        self.sweep_records(Fate.FINE)
+        self.sweep_consumers(Fate.FINE)
         self.all_is_as_it_should_be()
         self.check_nothing_is_left()
 
@@ -133,9 +160,7 @@ class QueueMachine(Producing, Working):
             assert not one
         assert not list(model)
         assert not any(model.mail.values())
-        for lane in EVERY_LANE:
-            rows = send_sync(self.client, "XINFO", "CONSUMERS", lane.stream, names.GROUP)
-            assert {row[1] for row in rows} <= {names.RETURNED}
+        assert self.consumers() <= {names.RETURNED.decode()}
 
 
 @pytest.fixture

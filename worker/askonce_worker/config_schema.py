@@ -184,7 +184,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def most_waiting(self) -> int:
         """`max_waiting`, or what it is if it is not given."""
-        return self.max_waiting if self.max_waiting is not None else self.max_held // 2
+        return self.max_waiting or max(1, self.max_held // 2)
         try:
             _ = self.listen_address
         except ValueError as error:

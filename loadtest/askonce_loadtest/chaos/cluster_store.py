@@ -135,37 +135,49 @@ class ClusterStore:
     async def ask(self, key: bytes, *words: bytes | str | int) -> Any:
         """See `StoreUnderTest`."""
         tag = hash_tag(key)
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                return await self._ask_owner(tag, *words)
-            except (RedisError, OSError, ServerFailed) as error:
-                self._owners.pop(tag, None)
-                if time.monotonic() > deadline:
-                    raise ChaosError(f"the store does not answer {words[0]!r}: {error}") from error
-                await anyio.sleep(0.2)
+        return await self._patiently(words[0], lambda: self._ask_owner(tag, *words))
 
     async def ask_all(self, *words: bytes | str | int) -> list[Any]:
         """See `StoreUnderTest`."""
-        replies: list[Any] = []
-        for node in await self._rig.primaries():
-            reply = await self._client(node).execute_command(*words)  # pyright: ignore[reportUnknownVariableType] -- raw
-            replies.append(_of_clients(reply) if words[:2] == ("CLIENT", "LIST") else reply)
-        return replies
+
+        async def ask() -> list[Any]:
+            replies: list[Any] = []
+            for node in await self._rig.primaries():
+                reply: Any = await self._client(node).execute_command(*words)
+                replies.append(_of_clients(reply) if words[:2] == ("CLIENT", "LIST") else reply)
+            return replies
+
+        return await self._patiently(words[0], ask)
 
     async def keys(self, pattern: str) -> list[bytes]:
         """See `StoreUnderTest`."""
-        found: dict[bytes, None] = {}
-        for node in await self._rig.primaries():
-            cursor = b"0"
-            while True:
-                words = ("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-                reply: Any = await self._client(node).execute_command(*words)
-                cursor, page = reply
-                found.update(dict.fromkeys(page))
-                if cursor == b"0":
-                    break
-        return list(found)
+
+        async def scan() -> list[bytes]:
+            found: dict[bytes, None] = {}
+            for node in await self._rig.primaries():
+                cursor = b"0"
+                while True:
+                    words = ("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+                    reply: Any = await self._client(node).execute_command(*words)
+                    cursor, page = reply
+                    found.update(dict.fromkeys(page))
+                    if cursor == b"0":
+                        break
+            return list(found)
+
+        return await self._patiently("SCAN", scan)
+
+    async def _patiently(self, what: object, ask: Callable[[], Awaitable[T]]) -> T:
+        """Repeat while nodes are down, loading, or not who they were."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return await ask()
+            except (RedisError, OSError, ServerFailed) as error:
+                self._owners.clear()
+                if time.monotonic() > deadline:
+                    raise ChaosError(f"the store does not answer {what!r}: {error}") from error
+                await anyio.sleep(0.2)
 
     async def _ask_owner(self, tag: str, *words: bytes | str | int) -> Any:
         node = self._owners.get(tag)
