@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: demo test coverage lint format bench chaos constraints clean
+.PHONY: demo test coverage lint format bench chaos chaos-cluster constraints clean
 
 demo: $(VENV)/.base
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -35,6 +35,9 @@ bench: $(VENV)/.bench
 # The long one; about a minute of it is part of `make test`.
 chaos: $(VENV)/.base
 	$(BIN)/python -m askonce_loadtest chaos --minutes 20 $(ARGS)
+
+chaos-cluster: $(VENV)/.base
+	$(BIN)/python -m askonce_loadtest chaos --cluster --minutes 20 $(ARGS)
 
 # Pin the newest versions that pyproject.toml allows.
 constraints: $(VENV)/.lint

@@ -10,7 +10,7 @@ came of it; the exchange says what next. Everything that is re-sent is idempoten
 | ASK | this once at the new address, behind ASKING |
 | CLUSTERDOWN, TRYAGAIN, MASTERDOWN, READONLY, NOREPLICAS, BUSY, UNBLOCKED | map, pause, again |
 | LOADING, a refused or lost connection | map, pause, again; never for a blocking read |
-| nothing, until the time-out | once more, on a new connection; never for a blocking read |
+| nothing, until the time-out | once more, on a new connection; never for a blocking read or a probe |
 | NOAUTH, WRONGPASS, NOPERM, OOM, NOGROUP and other refusals | the caller is told |
 """
 
@@ -66,6 +66,7 @@ class Exchange:
     """Requests of one shard on their way to results. `results` has an exception for a failure.
 
     `together`: when one has to be sent again, all are, because the last speaks of those before it.
+    `second_chance`: whether there is another try after a time-out; a probe needs none.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Exchange:
         rng: random.Random,
         *,
         together: bool = False,
+        second_chance: bool = True,
     ) -> None:
         self.results: list[Any] = [None] * len(requests)
         self.moved_to: Address | None = None
@@ -91,7 +93,8 @@ class Exchange:
         self._together = together
         self._resends = role == "commands"
         self._rng = rng
-        self._tries = self._timeouts = self._redirects = 0
+        self._tries = self._redirects = 0
+        self._timeouts_left = 1 if second_chance else 0
 
     @property
     def done(self) -> bool:
@@ -155,9 +158,9 @@ class Exchange:
         if not self._resends and not isinstance(error, NotKnown):
             return self._give_up(error)
         if isinstance(error, StoreTimeout | TimeoutError):
-            self._timeouts += 1
-            if self._timeouts > 1:
+            if not self._timeouts_left:
                 return self._give_up(error)
+            self._timeouts_left -= 1
             return Next(learn=True, renew=True)
         return self._again(error)
 

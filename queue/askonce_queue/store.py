@@ -37,8 +37,8 @@ from askonce_queue.topology import SINGLE, UNANNOUNCED, NotKnown, topology_of
 LEARN_EVERY_S = 0.05
 """The least time between two readings of the topology: failures come in crowds."""
 SECOND_CHANCE_S = 2.0
-"""How long the reply to a new connection may take, after a time-out on an old one; and as long as
-WAIT may take beside it."""
+"""How long the reply to a new connection may take, after a time-out on an old one, or when a shard is
+probed; beside what WAIT may take."""
 PROBE_WAIT_S = 0.25
 """How long a request waits for the outcome of another's probe."""
 LEARN_TIMEOUT_S = 1.5
@@ -72,7 +72,6 @@ class Store:
         self._role: Role = role
         self._block_s = block_s if role == "blocking" else 0.0
         self._max_connections = max_connections
-        self._second_chance_s = SECOND_CHANCE_S + config.wait_timeout_s
         self._topology = topology_of(config)
         self._rng = random.Random()
         self._endpoints: dict[Address, Endpoint] = {}
@@ -211,9 +210,16 @@ class Store:
             reason = breaker.last_error
             return [ShardDown(f"not reachable a moment ago: {reason}")] * len(requests)
         probe = None if breaker.closed else self._probes.setdefault(group, anyio.Event())
-        exchange = Exchange(requests, self._role, self._rng, together=together)
+        exchange = Exchange(
+            requests, self._role, self._rng, together=together, second_chance=probe is None
+        )
         try:
-            await self._carry_out(group, exchange)
+            await self._carry_out(
+                group,
+                exchange,
+                SECOND_CHANCE_S + (self.config.wait_timeout_s if together else self._block_s),
+                probing=probe is not None,
+            )
             report(exchange, breaker)
         except BaseException:
             breaker.abandoned()
@@ -235,8 +241,11 @@ class Store:
             return breaker.admit(time.monotonic())
         return True
 
-    async def _carry_out(self, group: str, exchange: Exchange) -> None:
-        limit_s: float | None = None
+    async def _carry_out(
+        self, group: str, exchange: Exchange, short_s: float, *, probing: bool
+    ) -> None:
+        """Ask until the exchange is done. `short_s`: the limit after a time-out, and of a probe."""
+        limit_s = short_s if probing else None
         while not exchange.done:
             endpoint: Endpoint | None = None
             try:
@@ -246,7 +255,7 @@ class Store:
                 following = exchange.replied(replies)
             except (RedisError, OSError) as error:
                 following = exchange.failed(error)
-            limit_s = self._second_chance_s if following.renew else None
+            limit_s = short_s if probing or following.renew else None
             await self._prepare(group, exchange, following, endpoint)
 
     async def _prepare(

@@ -106,7 +106,9 @@ class SyncStore:
         if not breaker.admit(time.monotonic()):
             reason = breaker.last_error
             return [ShardDown(f"not reachable a moment ago: {reason}")] * len(requests)
-        exchange = Exchange(requests, self._role, self._rng, together=together)
+        exchange = Exchange(
+            requests, self._role, self._rng, together=together, second_chance=breaker.closed
+        )
         try:
             while not exchange.done:
                 self._step(group, exchange)

@@ -63,7 +63,7 @@ def test_a_sound_job_is_counted_and_blamed_for_nothing() -> None:
     assert kinds(account) == []
     assert account.counts["accepted"] == account.counts["replied"] == 1
     assert account.sources == {"store": 1}
-    assert account.latencies_s == [1.0]
+    assert [wait_s for _, wait_s in account.waits_s] == [1.0]
 
 
 def test_an_accepted_job_without_a_reply_is_lost() -> None:

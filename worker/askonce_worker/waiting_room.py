@@ -146,13 +146,13 @@ class WaitingRoom:
             for part, batch in zip(parts, batches, strict=True)
         ]
         answers: list[list[Result]] = [[None] * len(part) for part in parts]
-        outage: StoreUnavailable | None = None
+        outage: Exception | None = None
         too_long = asyncio.get_running_loop().call_later(PATIENCE_S, self._no_answer, shard, slots)
         try:
             # Cancelled between the grant and its news, leases would be nobody's until they run out.
-            with anyio.move_on_after(UNCANCELLED_S, shield=True):
+            with anyio.fail_after(UNCANCELLED_S, shield=True):
                 answers = await self._tier.look_up(batches)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, TimeoutError) as error:
             outage = error
             log.warning("look-up failed", shard=shard, flights=len(due), error=str(error))
         finally:

@@ -11,6 +11,7 @@ import msgspec
 from askonce_loadtest.chaos import journal
 from askonce_loadtest.chaos.calls_audit import CallsAccount, Circumstances, audit_calls
 from askonce_loadtest.chaos.cluster_store import FAILOVERS, LAST_WRITES_S
+from askonce_loadtest.chaos.costs import Cost, costs_of
 from askonce_loadtest.chaos.driver import Run
 from askonce_loadtest.chaos.evidence import (
     MARGIN_S,
@@ -74,6 +75,8 @@ class Report(msgspec.Struct, kw_only=True):
     sources: dict[str, int]
     errors: dict[str, int]
     latency_s: dict[str, float]
+    costs: dict[str, Cost]
+    """What each kind of fault costs."""
     processes: dict[str, int]
     """How worker and producer processes ended."""
     faults: dict[str, int]
@@ -95,7 +98,7 @@ async def make_report(plan: Plan, run: Run, took_s: float) -> Report:
         Epochs(run.faults.invalidating.done),
         model_trouble(done),
     )
-    calls, complaints = await _calls(plan, run, jobs)
+    logged, calls, complaints = await _calls(plan, run, jobs)
     found = [*jobs.violations, *calls.violations, *run.violations, *complaints]
     kinds = Counter(one.kind for one in found)
     assert set(kinds) <= set(VIOLATIONS), kinds
@@ -116,7 +119,8 @@ async def make_report(plan: Plan, run: Run, took_s: float) -> Report:
         flights=calls.ends,
         sources=jobs.sources,
         errors=jobs.errors,
-        latency_s=_percentiles(jobs.latencies_s),
+        latency_s=_percentiles(sorted(wait_s for _, wait_s in jobs.waits_s)),
+        costs=costs_of(done, jobs.waits_s, logged),
         processes=dict(
             Counter(
                 f"{life.name.partition('-')[0]}s {life.how}"
@@ -130,7 +134,9 @@ async def make_report(plan: Plan, run: Run, took_s: float) -> Report:
     )
 
 
-async def _calls(plan: Plan, run: Run, jobs: JobsAccount) -> tuple[CallsAccount, list[Violation]]:
+async def _calls(
+    plan: Plan, run: Run, jobs: JobsAccount
+) -> tuple[list[Call], CallsAccount, list[Violation]]:
     calls: list[Call] = []
     ends: list[End] = []
     complaints: list[Violation] = []
@@ -160,7 +166,7 @@ async def _calls(plan: Plan, run: Run, jobs: JobsAccount) -> tuple[CallsAccount,
     )
     received = journal.read_journal(run.folder / "model.jsonl", journal.model_calls)
     texts = await _texts(run.folder / "askonce.toml", jobs.asked)
-    return audit_calls(calls, ends, texts, circumstances, received), complaints
+    return calls, audit_calls(calls, ends, texts, circumstances, received), complaints
 
 
 def _losses(plan: Plan) -> Sequence[str]:

@@ -47,7 +47,8 @@ class JobsAccount(NamedTuple):
     sources: dict[str, int]
     errors: dict[str, int]
     violations: list[Violation]
-    latencies_s: list[float]
+    waits_s: list[tuple[float, float]]
+    """When each replied job was enqueued (monotonic), and how long its reply took."""
     """From the first attempt to enqueue to the first reply, sorted."""
     asked: dict[str, Asked]
     """What was asked by which job."""
@@ -90,7 +91,7 @@ def audit_jobs(
         dict(Counter(reply.source or "none" for reply in firsts if reply.code is None)),
         dict(Counter(reply.code for reply in firsts if reply.code is not None)),
         violations,
-        sorted(job.replies[0][1].at - job.attempted for job in replied),
+        [(job.attempted, job.replies[0][1].at - job.attempted) for job in replied],
         {job_id: job.asked for job_id, job in jobs.items()},
     )
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from askonce_loadtest.chaos.account import VIOLATIONS, Report
+from askonce_loadtest.chaos.costs import shown
 
 MOST_SHOWN = 5
 """Violations of a kind that people are shown; the JSON has all."""
@@ -22,6 +23,7 @@ def as_json(report: Report) -> bytes:
 def print_report(console: Console, report: Report) -> None:
     """Print what was counted, and what of it may not be."""
     console.print(_counts(report))
+    console.print(_costs(report))
     table = Table(title="what may never happen")
     table.add_column("kind", no_wrap=True)
     table.add_column("count", justify="right")
@@ -57,6 +59,15 @@ def _counts(report: Report) -> Table:
     }
     for name, text in rows.items():
         table.add_row(name, text)
+    return table
+
+
+def _costs(report: Report) -> Table:
+    table = Table(title="what each fault costs: seconds to the reply, calls a strike")
+    for name in ("while", "strikes", "p50", "p99", "max", "takeovers", "retries"):
+        table.add_column(name, justify="left" if name == "while" else "right", no_wrap=True)
+    for row in shown(report.costs):
+        table.add_row(*row)
     return table
 
 
