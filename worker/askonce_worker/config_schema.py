@@ -180,15 +180,15 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("lease_renew_s: expected at most half of lease_ttl_s")
         if self.max_waiting is not None and self.max_waiting >= self.max_held:
             raise ValueError("max_waiting: expected less than max_held, or no hit gets past")
+        try:
+            _ = self.listen_address
+        except ValueError as error:
+            raise ValueError(f"listen: {error}") from error
 
     @property
     def most_waiting(self) -> int:
         """`max_waiting`, or what it is if it is not given."""
         return self.max_waiting or max(1, self.max_held // 2)
-        try:
-            _ = self.listen_address
-        except ValueError as error:
-            raise ValueError(f"listen: {error}") from error
 
     @property
     def listen_address(self) -> ListenAddress | None:

@@ -175,8 +175,8 @@ def _losses(plan: Plan) -> Sequence[str]:
 
 
 def _judge(life: Life, complaint: Complaint) -> list[Violation]:
-    if life.how == "no store":  # it says so, and is started again
-        return []
+    if life.how == "no store" or complaint.text.startswith("askonce: the store "):
+        return []  # it says so, and is started again, unless it is killed as it leaves
     kind = "tasks" if any(word in complaint.text for word in LEAKED) else "complaints"
     return [Violation(kind, f"{life.name}: {complaint.text}", str(life.log))]
 
