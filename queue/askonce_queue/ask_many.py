@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 
 import anyio
@@ -19,7 +19,10 @@ Send = Callable[[Sequence[Enqueue]], Awaitable[QueueFull | IdConflict | None]]
 
 
 class AskMany:
-    """The window of one caller: at most `window` jobs between `jobs` and the caller."""
+    """The window of one caller: at most `window` jobs between `jobs` and the caller.
+
+    `avoid` says to which shards jobs without ids should not go just now.
+    """
 
     def __init__(
         self,
@@ -30,8 +33,10 @@ class AskMany:
         window: int,
         *,
         ordered: bool,
+        avoid: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._ledger = ledger
+        self._avoid = avoid
         self._send = send
         self._jobs: Iterator[Job] = iter(jobs)
         self._lane = lane
@@ -79,7 +84,7 @@ class AskMany:
         elif self._has_room and not self._exhausted:
             jobs = list(islice(self._jobs, self._part))
             self._exhausted = len(jobs) < self._part
-            ids = self._ledger.assign_ids(jobs)
+            ids = self._ledger.assign_ids(jobs, self._avoid())
             again = [i for i in ids if i in self._awaited or i in self._arrived]
             if again or len(set(ids)) < len(ids):
                 raise IdConflict(again or [i for i, n in Counter(ids).items() if n > 1])

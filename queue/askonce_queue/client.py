@@ -36,6 +36,7 @@ from askonce_queue.ledger import (
     Enqueue,
     Ledger,
     Limits,
+    nameless,
     read_results,
 )
 from askonce_queue.positions import Positions
@@ -93,7 +94,7 @@ class Client:
     async def __aenter__(self) -> Self:
         try:
             await check_shards(self._commands)
-            await self._claim_name()
+            await self._claim_name(self._ledger.tags)
             for tags in self._blocking.groups:
                 while await self._read_once(tags, block_s=0.0):
                     pass
@@ -152,7 +153,7 @@ class Client:
         accepted; the others were), `ClientNameInUse`, `StoreUnavailable` (what was accepted is
         unknown: enqueue the same ids again; until that succeeds, no reply to them is handed over).
         """
-        ids = self._ledger.assign_ids(jobs, self._commands.down())
+        ids = self._ledger.assign_ids(jobs, self._down())
         calls = self._ledger.prepare(ids, jobs, lane=lane, reply_to=reply_to)
         new = self._inbox.begin(ids) if reply_to is None else set[str]()
         failed: Collection[str] = ids
@@ -170,7 +171,7 @@ class Client:
         self, job: Job, *, lane: str = "interactive", timeout_s: float | None = None
     ) -> Reply:
         """Enqueue one job and wait for its reply. Raises as `enqueue_many`, and `ReplyTimeout`."""
-        ids = self._ledger.assign_ids([job], self._commands.down())
+        ids = self._ledger.assign_ids([job], self._down())
         calls = self._ledger.prepare(ids, [job], lane=lane, reply_to=None)
         box: list[Delivered] = []
         arrived = anyio.Event()
@@ -210,7 +211,15 @@ class Client:
         At most `window` jobs are outstanding at once; `jobs` is read as they are needed. When the
         queue is full it waits. Raises as `enqueue_many`, but for `QueueFull`.
         """
-        asking = AskMany(self._ledger, self._send, jobs, lane, window, ordered=ordered)
+        asking = AskMany(
+            self._ledger,
+            self._send,
+            jobs,
+            lane,
+            window,
+            ordered=ordered,
+            avoid=self._down,
+        )
         try:
             while True:
                 await asking.feed()
@@ -241,6 +250,10 @@ class Client:
                 self._arrived = anyio.Event()
             await self._arrived.wait()
 
+    def _down(self) -> set[str]:
+        """The shards that cannot be reached just now: the readers are the first to notice."""
+        return {*self._commands.down(), *self._blocking.down()}
+
     def _ring(self) -> None:
         self._arrived.set()
 
@@ -251,7 +264,7 @@ class Client:
         if b"!" in results:
             # The name's lease was lost: by the store with its data, or by us with the time. Whoever
             # holds the name now is asked by the script.
-            await self._claim_name()
+            await self._claim_name(nameless(calls, results))
             results = await self._enqueue(calls)
         return self._ledger.read_verdicts(read_results(calls, results))
 
@@ -288,7 +301,7 @@ class Client:
         while True:
             await anyio.sleep(NAME_TTL_MS / 3000)
             try:
-                await self._claim_name()
+                await self._claim_name(self._ledger.tags)
             except ClientNameInUse:
                 self._lost_name = True
                 return
@@ -301,9 +314,9 @@ class Client:
             for tag in tags
         ]
 
-    async def _claim_name(self) -> None:
-        """Take or renew the name on every shard. Raises the first failure, after all were tried."""
-        results = await self._commands.run_many(self._claims(self._ledger.tags))
+    async def _claim_name(self, tags: Iterable[str]) -> None:
+        """Take or renew the name on shards. Raises the first failure, after all were tried."""
+        results = await self._commands.run_many(self._claims(tags))
         if any(result == 0 for result in results):
             raise ClientNameInUse(
                 f"another live client is named {self.name!r}; choose another name, "

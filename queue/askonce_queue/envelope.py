@@ -60,9 +60,9 @@ def read_envelope(entry_id: bytes, fields: list[bytes] | None) -> Envelope:
         return envelope
     given = dict(zip(fields[::2], fields[1::2], strict=False))
     try:
-        envelope.client = given.get(b"c", b"").decode()
         envelope.job_id = given.get(b"i", b"").decode()
-        envelope.reply_to = given.get(b"r", b"").decode()
+        envelope.client = _client(given.get(b"c", b"").decode())
+        envelope.reply_to = _named_stream(given.get(b"r", b"").decode())
         envelope.tenant = given.get(b"n", b"").decode()
         tags = given.get(b"g")
         envelope.tags = tuple(tags.decode().split("\n")) if tags else ()
@@ -71,14 +71,24 @@ def read_envelope(entry_id: bytes, fields: list[bytes] | None) -> Envelope:
         envelope.problem = f"the envelope is not valid: {error}"
         return envelope
     envelope.payload = given.get(b"p", b"")
-    if envelope.reply_to and not _NAMED_STREAM.fullmatch(envelope.reply_to):
-        # A stream of such a name would be read and cleared by nobody; the client can be told.
-        envelope.problem = f"{envelope.reply_to!r:.60} is not the address of a reply stream"
-        envelope.reply_to = ""
-    elif given.get(b"v") != VERSION:
+    if given.get(b"v") != VERSION:
         envelope.problem = f"envelope version {given.get(b'v')!r:.60} is not known here"
     elif not envelope.job_id or not envelope.client:
         envelope.problem = "the envelope has no job id or no client"
     elif not envelope.payload:
         envelope.problem = "the envelope has no payload"
     return envelope
+
+
+def _client(name: str) -> str:
+    """A client's name. Raises `ValueError` for one that would pass for a named stream's."""
+    if name.startswith(NAMED):
+        raise ValueError(f"{name!r:.60} is not the name of a client")
+    return name
+
+
+def _named_stream(address: str) -> str:
+    """A reply address. Raises `ValueError` for a stream that nobody would read and clear."""
+    if address and not _NAMED_STREAM.fullmatch(address):
+        raise ValueError(f"{address!r:.60} is not the address of a reply stream")
+    return address

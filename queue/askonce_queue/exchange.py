@@ -10,7 +10,7 @@ came of it; the exchange says what next. Everything that is re-sent is idempoten
 | ASK | this once at the new address, behind ASKING |
 | CLUSTERDOWN, TRYAGAIN, MASTERDOWN, READONLY, NOREPLICAS, BUSY, UNBLOCKED | map, pause, again |
 | LOADING, a refused or lost connection | map, pause, again; never for a blocking read |
-| nothing, until the time-out | once more, on a new connection; never for a blocking read or a probe |
+| nothing, until the time-out | once more, on a new connection; never for a blocking read, a probe |
 | NOAUTH, WRONGPASS, NOPERM, OOM, NOGROUP and other refusals | the caller is told |
 """
 

@@ -328,6 +328,11 @@ def reply_lines(fields: Sequence[bytes]) -> bytes:
     return dict(zip(fields[::2], fields[1::2], strict=False)).get(b"r", b"")
 
 
+def nameless(calls: Sequence[Enqueue], results: Sequence[Any]) -> set[str]:
+    """The tags of the shards that do not know the client's name."""
+    return {enqueue.tag for enqueue, result in zip(calls, results, strict=True) if result == b"!"}
+
+
 def read_results(calls: Sequence[Enqueue], results: Sequence[Any]) -> list[tuple[Enqueue, bytes]]:
     """Pair calls with their letters. Raises `StoreUnavailable` when one has none."""
     for result in results:

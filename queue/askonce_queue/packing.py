@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import hiredis
 import redis
@@ -64,7 +65,11 @@ class _Connection(_FastPacking, async_connection.Connection):
 
 
 class _SSLConnection(_FastPacking, async_connection.SSLConnection):
-    """TLS over TCP."""
+    """TLS over TCP. Its files are read at every connect, so that they can be replaced."""
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        self.ssl_context.context = None  # redis-py keeps it, even when it was refused
+        return cast("Mapping[str, Any]", super()._connection_arguments())
 
 
 class _UnixConnection(_FastPacking, async_connection.UnixDomainSocketConnection):

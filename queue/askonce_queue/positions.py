@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from redis.exceptions import InvalidResponse
 
@@ -77,7 +77,7 @@ class Positions:
 
 def _entry(entry_id: Any, fields: Any) -> tuple[bytes, bytes]:
     """Id and reply lines of an entry. Raises `TypeError`."""
-    lines: Any = reply_lines(fields) if type(fields) is list else None
+    lines: Any = reply_lines(cast("list[bytes]", fields)) if isinstance(fields, list) else None
     if not _ENTRY_ID.fullmatch(entry_id) or type(lines) is not bytes:
         raise TypeError("an entry is an id and a list of fields")
     return entry_id, lines

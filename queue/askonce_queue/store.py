@@ -17,7 +17,7 @@ import functools
 import random
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -37,8 +37,8 @@ from askonce_queue.topology import SINGLE, UNANNOUNCED, NotKnown, topology_of
 LEARN_EVERY_S = 0.05
 """The least time between two readings of the topology: failures come in crowds."""
 SECOND_CHANCE_S = 2.0
-"""How long the reply to a new connection may take, after a time-out on an old one, or when a shard is
-probed; beside what WAIT may take."""
+"""How long the reply may take on a new connection, after a time-out on an old one, and to a probe;
+beside what WAIT or BLOCK may take."""
 PROBE_WAIT_S = 0.25
 """How long a request waits for the outcome of another's probe."""
 LEARN_TIMEOUT_S = 1.5
@@ -163,12 +163,7 @@ class Store:
 
     def down(self) -> dict[str, Exception]:
         """The shard tags that could not be reached when last asked, and why."""
-        found: dict[str, Exception] = {}
-        for tag in self.tags:
-            breaker = self._breakers.get(tag if self.config.cluster else SINGLE)
-            if breaker is not None and breaker.last_error is not None:
-                found[tag] = breaker.last_error
-        return found
+        return unreachable(self._breakers, self.tags, self.config)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -366,6 +361,18 @@ class Store:
         known = set(self._topology.primaries)
         for address in [a for a in self._endpoints if a not in known]:
             await self._endpoints.pop(address).retire()
+
+
+def unreachable(
+    breakers: Mapping[str, Breaker], tags: Sequence[str], config: StoreConfig
+) -> dict[str, Exception]:
+    """The shard tags that could not be reached when last asked, and why."""
+    found: dict[str, Exception] = {}
+    for tag in tags:
+        breaker = breakers.get(tag if config.cluster else SINGLE)
+        if breaker is not None and breaker.last_error is not None:
+            found[tag] = breaker.last_error
+    return found
 
 
 def report(exchange: Exchange, breaker: Breaker) -> None:

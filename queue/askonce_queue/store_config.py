@@ -132,6 +132,8 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
         if name == "sentinel_password" and (variable or file) and not self.sentinel:
             given = f"{name}_env" if variable else f"{name}_file"
             raise ValueError(f"{given}: expected sentinel beside it")
+        if name == "sentinel_password" and self.sentinel_username and not (variable or file):
+            raise ValueError(f"sentinel_username: expected {name}_env or {name}_file beside it")
 
     def _check_tls(self) -> None:
         given = [name for name in _TLS_OPTIONS if getattr(self, name) is not None]

@@ -9,6 +9,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +32,7 @@ from askonce_queue.ledger import (
     Enqueue,
     Ledger,
     Limits,
+    nameless,
     read_results,
 )
 from askonce_queue.positions import Positions
@@ -77,7 +79,7 @@ class Client:
     def __enter__(self) -> Self:
         try:
             check_shards_sync(self._commands)
-            self._renew_name()
+            self._claim_name(self._ledger.tags)
             for tags in self._blocking.groups:
                 while self._read_once(tags, 0.0):
                     pass
@@ -110,7 +112,7 @@ class Client:
         self, jobs: Sequence[Job], *, lane: str = "interactive", reply_to: str | None = None
     ) -> list[str]:
         """Enqueue jobs; return their ids, in order. Raises as `Client.enqueue_many`."""
-        ids = self._ledger.assign_ids(jobs)
+        ids = self._ledger.assign_ids(jobs, self._down())
         calls = self._ledger.prepare(ids, jobs, lane=lane, reply_to=reply_to)
         new = self._ledger.expect(ids, self._inbox.append) if reply_to is None else set[str]()
         failed: Collection[str] = new
@@ -166,7 +168,7 @@ class Client:
 
     def _asked(self, jobs: Sequence[Job], lane: str, timeout_s: float | None) -> Iterator[Reply]:
         box: deque[Delivered] = deque()
-        ids = self._ledger.assign_ids(jobs)
+        ids = self._ledger.assign_ids(jobs, self._down())
         calls = self._ledger.prepare(ids, jobs, lane=lane, reply_to=None)
         self._ledger.expect(ids, box.append)
         left = len(ids)
@@ -198,8 +200,7 @@ class Client:
             self._renew_name()
             results = self._enqueue(calls)
             if b"!" in results:  # the name's lease was lost, by the store or by us
-                self._renew_at = 0.0
-                self._renew_name()
+                self._claim_name(nameless(calls, results))
                 results = self._enqueue(calls)
         except (RedisError, OSError) as error:
             raise StoreUnavailable(f"the store cannot be reached: {error}") from error
@@ -215,24 +216,43 @@ class Client:
 
     def _read(self, deadline: float) -> None:
         """Read what has come, waiting a little if that is nothing."""
-        wait_s = min(BLOCK_S, deadline - time.monotonic())
+        wait_s = max(0.0, min(BLOCK_S, deadline - time.monotonic()))
         groups = self._blocking.groups
-        try:
-            self._renew_name()
-            self._hand_over()
-            if len(groups) == 1:
-                self._read_once(groups[0], wait_s)
-            elif not sum(self._read_once(tags, 0.0) for tags in groups):
-                self._read_once(next(self._turns), min(TURN_S, wait_s))
-        except (RedisError, OSError) as error:
-            self._positions.rewind(self._ledger.tags)
-            raise StoreUnavailable(f"the store cannot be reached: {error}") from error
+        self._renew_name()
+        self._hand_over()
+        if len(groups) == 1:
+            self._read_any(groups, wait_s)
+        elif not self._read_any(groups, 0.0):
+            self._read_any([next(self._turns)], min(TURN_S, wait_s), patient=True)
+
+    def _read_any(
+        self, groups: Sequence[Sequence[str]], block_s: float, *, patient: bool = False
+    ) -> int:
+        """Read streams one after the other; return how many entries came.
+
+        Raises `StoreUnavailable` when every one of them failed, unless `patient`.
+        """
+        entries = 0
+        failures: list[Exception] = []
+        for tags in groups:
+            try:
+                entries += self._read_once(tags, block_s)
+            except (RedisError, OSError) as error:
+                self._positions.rewind(tags)
+                failures.append(error)
+        if len(failures) == len(groups) and not patient:
+            raise StoreUnavailable(f"the store cannot be reached: {failures[0]}") from failures[0]
+        return entries
 
     def _read_once(self, tags: Sequence[str], block_s: float) -> int:
         key, words = self._positions.read(tags, block_s)
         entries = self._positions.take(self._blocking.send(key, *words))
         self._positions.served_by(tags, self._blocking.server_of(key))
         return entries
+
+    def _down(self) -> set[str]:
+        """The shards that cannot be reached just now."""
+        return {*self._commands.down(), *self._blocking.down()}
 
     def _claims(self, tags: Iterable[str]) -> list[Call]:
         return [
@@ -241,15 +261,20 @@ class Client:
         ]
 
     def _renew_name(self) -> None:
-        now = time.monotonic()
-        if now < self._renew_at:
-            return
-        for result in self._commands.run_many(self._claims(self._ledger.tags)):
+        """Renew the name when it is time to. Where that fails, the next enqueue is told."""
+        if time.monotonic() >= self._renew_at:
+            with suppress(RedisError, OSError):
+                self._claim_name(self._ledger.tags)
+
+    def _claim_name(self, tags: Iterable[str]) -> None:
+        """Take or renew the name on shards. Raises the first failure, after all were tried."""
+        self._renew_at = time.monotonic() + NAME_TTL_MS / 3000
+        results = self._commands.run_many(self._claims(tags))
+        if any(result == 0 for result in results):
+            raise ClientNameInUse(f"another live client is named {self.name!r}")
+        for result in results:
             if isinstance(result, Exception):
                 raise result
-            if not result:
-                raise ClientNameInUse(f"another live client is named {self.name!r}")
-        self._renew_at = now + NAME_TTL_MS / 3000
 
     def _give_name_back(self) -> None:
         """Give the name back where we have it; where that fails, it runs out by itself."""

@@ -17,7 +17,7 @@ from askonce_queue.durability import NotConfirmed, confirmation, unconfirmed
 from askonce_queue.exchange import Exchange, Next, Request
 from askonce_queue.scripts import Arg, Call, Plain
 from askonce_queue.shards import shard_tags
-from askonce_queue.store import ShardDown, report, whole
+from askonce_queue.store import ShardDown, report, unreachable, whole
 from askonce_queue.store_config import Address, StoreConfig, as_config
 from askonce_queue.topology import NotKnown, topology_of
 
@@ -57,6 +57,10 @@ class SyncStore:
     def server_of(self, key: bytes) -> Address | None:
         """The server that holds `key`, as far as known."""
         return self._topology.address(self._topology.group(key))
+
+    def down(self) -> dict[str, Exception]:
+        """The shard tags that could not be reached when last asked, and why."""
+        return unreachable(self._breakers, self.tags, self.config)
 
     def run(self, call: Call) -> Any:
         """Run one script. Raises redis-py's errors."""

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from askonce_loadtest.servers.cluster import Cluster
@@ -25,7 +26,7 @@ from askonce_worker import AnswerCache
 from askonce_worker.cache.invalidation import invalidate
 from askonce_worker.cache.key import KeyMaker
 from tests.support.askonce_command import CONFIG, Askonce
-from tests.support.cluster_work import SHARDS, cluster_config, store_of, worker_on
+from tests.support.cluster_work import SHARDS, cluster_config, store_of, succeeds, worker_on
 from tests.support.queue_worker import EchoModel, echo_tasks
 from tests.support.waiting import eventually
 
@@ -75,7 +76,7 @@ async def test_clients_of_both_kinds_workers_and_answers(store_cluster: Cluster)
             with SyncClient(config, name="sync") as client:
                 client.enqueue_many(jobs(12, "left"))
                 assert_echoed(list(client.replies(1.0)), jobs(12, "left"))
-                assert client.ask(Job(task="echo", text="alone")).source == "store"
+                assert client.ask(Job(task="echo", text="alone")).source in {"memory", "store"}
                 return list(client.ask_many(again, timeout_s=5.0))
 
         assert_echoed(await asyncio.to_thread(ask_in_thread), again)
@@ -381,3 +382,62 @@ async def test_one_silent_primary_delays_only_its_own_shards(
         slowest = max(now)
         assert ratio < 3, f"{kind}s take {ratio:.1f} times as long"
         assert slowest < 0.5 + 3 * max(was), f"a {kind} took {slowest:.2f} s"
+
+
+async def test_clients_go_on_with_the_other_shards(
+    lonely: tuple[Cluster, list[int], list[int]],
+) -> None:
+    """Of both kinds; also when their names were lost on one of them meanwhile. Jobs without an id
+    go where they can.
+    """
+    cluster, dead, alive = lonely
+    config, questions = cluster_config(cluster), Questions()
+    node = await cluster.primary_of(TAGS[dead[0]])
+    survivor, clients = await cluster.primary_of(TAGS[alive[0]]), names.clients(TAGS[alive[0]])
+
+    def anywhere() -> Job:
+        return msgspec.structs.replace(questions.new(alive[0], alive[0]), id=None)
+
+    async def work(client: Client) -> None:
+        for job_shard in alive:
+            async with asyncio.timeout(10):
+                assert (await client.ask(questions.new(job_shard, alive[0]))).answer is not None
+        with pytest.raises(StoreUnavailable):
+            await client.enqueue(questions.new(dead[0], alive[0]))
+        found = [reply async for reply in client.ask_many(anywhere() for _ in range(30))]
+        assert len(found) == 30
+
+    def work_sync(client: SyncClient) -> None:
+        for job_shard in alive:
+            job = questions.new(job_shard, alive[0])
+            assert client.ask(job, timeout_s=10.0).answer is not None
+        with pytest.raises(StoreUnavailable):
+            client.enqueue(questions.new(dead[0], alive[0]))
+        for _ in range(SHARDS):
+            assert client.ask(anywhere(), timeout_s=10.0).answer is not None
+
+    async with (
+        worker_on(config).running(),
+        Client(config, name="async") as client,
+        sync_client(config) as threaded,
+    ):
+        node.kill()
+        for _ in range(2):
+            await work(client)
+            await asyncio.to_thread(work_sync, threaded)
+            await survivor.command("DEL", clients)
+        lost = questions.new(dead[0], alive[0])
+        await node.start()
+        await succeeds(lambda: asyncio.to_thread(threaded.enqueue, lost))
+        replies = await asyncio.to_thread(lambda: list(threaded.replies(timeout_s=2.0)))
+        assert [reply.id for reply in replies] == [lost.id]
+
+
+@asynccontextmanager
+async def sync_client(config: StoreConfig) -> AsyncGenerator[SyncClient]:
+    client = SyncClient(config, name="sync")
+    await asyncio.to_thread(client.__enter__)
+    try:
+        yield client
+    finally:
+        await asyncio.to_thread(client.__exit__, None, None, None)

@@ -6,13 +6,14 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.exceptions import RedisError
 
-from askonce_loadtest.servers.certificates import Certificates, make_certificates
+from askonce_loadtest.servers.certificates import Certificates, KeyPair, make_certificates
 from askonce_loadtest.servers.cluster import Cluster
 from askonce_loadtest.servers.node import Node
 from askonce_loadtest.servers.tls import TlsFront
@@ -23,7 +24,7 @@ from askonce_queue.store import Store
 from askonce_queue.store_config import StoreConfig
 from askonce_queue.sync import Client as SyncClient
 from askonce_worker.config import load_settings
-from tests.support.cluster_work import IMPATIENT, SHARDS, Kind, store_of, worker_on
+from tests.support.cluster_work import IMPATIENT, SHARDS, Kind, store_of, succeeds, worker_on
 
 PASSWORD = "p/w@1"  # noqa: S105 -- it lives for a test
 COUNTED = queue_scripts.count("0", {"x|y": 1})
@@ -129,6 +130,26 @@ async def test_strangers_are_told(
         if isinstance(store, Store):
             with pytest.raises(StoreUnavailable, match=f"(?i){said}"):
                 await check_store(store)
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_certificates_are_replaced_without_a_restart(
+    front: TlsFront, certificates: Certificates, kind: Kind, tmp_path: Path
+) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+
+    def install(pair: KeyPair) -> None:
+        cert.write_bytes(pair.cert.read_bytes())
+        key.write_bytes(pair.key.read_bytes())
+
+    install(certificates.expired_client)
+    config = config_of(front, certificates, tls_cert_file=str(cert), tls_key_file=str(key))
+    async with store_of(config, kind) as store:
+        for _ in range(2):
+            with pytest.raises(RedisError):
+                await store.run(COUNTED)
+        install(certificates.client)
+        await succeeds(partial(store.run, COUNTED))
 
 
 @pytest.mark.parametrize("server", ["expired_server", "misnamed_server"])

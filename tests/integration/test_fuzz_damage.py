@@ -8,6 +8,7 @@ import asyncio
 import struct
 import time
 from contextlib import suppress
+
 import msgspec
 import pytest
 import redis.asyncio
@@ -32,7 +33,18 @@ from tests.support.waiting import eventually
 
 SEED = 20_261_121
 ANSWERS = 400
-GARBAGE = (b"", b"garbage", b"nan", b"-nan", b"inf", b"-inf", b"1e300", b"-1e300", b"\xff\x00", b"0x")
+GARBAGE = (
+    b"",
+    b"garbage",
+    b"nan",
+    b"-nan",
+    b"inf",
+    b"-inf",
+    b"1e300",
+    b"-1e300",
+    b"\xff\x00",
+    b"0x",
+)
 ENDLESS = (b"inf", b"1e300")
 """Deadlines that never come."""
 CLOCK_STEP_US = 1_000_000
@@ -68,7 +80,11 @@ def nasty_entries(good: bytes) -> list[bytes]:
         with_body(b"\x91" * 5000 + b"\x01"),
         with_body(b"\xdd\xff\xff\xff\xff"),  # 4,294,967,295 items, none of them there
         with_body(b"\xc7\x0c\xff" + b"\xff" * 12),  # a time that does not exist
-        good[: header.size] + tags + b"\x96\xa1a\xc0\xc0\xc0\x81\xa1a\xcb\x7f\xf8" + bytes(6) + b"\xc0",
+        good[: header.size]
+        + tags
+        + b"\x96\xa1a\xc0\xc0\xc0\x81\xa1a\xcb\x7f\xf8"
+        + bytes(6)
+        + b"\xc0",
         *(with_times(time, built, fresh, over) for time in (nan, inf, -inf)),
         *(with_times(created, time, fresh, over) for time in (nan, inf, -inf)),
         *(with_times(created, built, time, over) for time in (nan, inf)),
@@ -81,7 +97,7 @@ def nasty_entries(good: bytes) -> list[bytes]:
 
 
 async def test_answers(store: redis.asyncio.Redis, store_url: str) -> None:
-    """Each is served as it can be read, or asked for again; no other worker, and no reply, fails."""
+    """Each is served as it can be read, or asked for again; no worker and no reply fails."""
     malformed = Malformed(SEED)
     some = jobs(ANSWERS)
     async with Client(store_url) as client:
@@ -185,8 +201,11 @@ async def test_stamps(store: redis.asyncio.Redis, field: str) -> None:
 async def test_settling(store: redis.asyncio.Redis, store_url: str, damage: str) -> None:
     """What was acknowledged is replied, whatever stands where the script writes next."""
     async with Client(store_url, name="c") as client:
+        await client.enqueue(Job(task="echo", text="own"))
         await client.enqueue_many(jobs(20), reply_to="bad")
-        await client.enqueue_many([Job(task="echo", text=f"t{n}") for n in range(20)], reply_to="ok")
+        await client.enqueue_many(
+            [Job(task="echo", text=f"t{n}") for n in range(20)], reply_to="ok"
+        )
         stream = names.replies("0", "@bad")
         if damage == "reply stream":
             await send(store, "SET", stream, "no stream")
@@ -201,6 +220,8 @@ async def test_settling(store: redis.asyncio.Redis, store_url: str, damage: str)
             await eventually(lambda: worker.counters.total("jobs_settled") >= 20)
             await eventually(lambda: len(worker._held) == 0)
             assert await backlog(store) == 0
+            own = await anext(client.replies())
+            assert own.answer is not None
             for address in ("@bad", "@ok"):
                 entries = await send(store, "XRANGE", names.replies("0", address), "-", "+")
                 ids = [one.id for _, fields in entries for one in decode_replies(fields[3])[0]]
@@ -220,7 +241,8 @@ async def test_heartbeats(store: redis.asyncio.Redis, store_url: str) -> None:
                 *("COUNT", 1, "STREAMS", INTERACTIVE.stream, ">"),
             )
         heartbeats = {f"dead {n}": g for n, g in enumerate(GARBAGE) if g not in ENDLESS}
-        await store.hset(names.beats("0", "default").decode(), mapping=heartbeats)
+        for consumer, heartbeat in heartbeats.items():
+            await send(store, "HSET", names.beats("0", "default"), consumer, heartbeat)
         worker = echo_worker(store_url)
         async with worker.running():
             await eventually(lambda: worker.counters.total("jobs_settled") == len(GARBAGE) + 1)

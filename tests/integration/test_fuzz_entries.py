@@ -13,6 +13,7 @@ from typing import Any, cast, get_args
 import redis.asyncio
 
 from askonce_queue import Client, Job, names, queue_scripts
+from askonce_queue.ledger import CLIENT_NAME
 from askonce_queue.reply import ErrorCode, ErrorInfo, WireReply, decode_replies, encode_replies
 from askonce_queue.scripts import run, send
 from askonce_queue.store import Store
@@ -78,9 +79,7 @@ def test_every_entry_is_either_good_or_bad_and_harms_no_neighbour() -> None:
             gc.collect()
             blocks = sys.getallocatedblocks()
         neighbours = [batch * NEIGHBOURS + n for n in range(NEIGHBOURS)]
-        entries: list[Entry] = [
-            (b"%d-0" % n, malformed.fields(f"job {n}")) for n in range(BATCH)
-        ]
+        entries: list[Entry] = [(b"%d-0" % n, malformed.fields(f"job {n}")) for n in range(BATCH)]
         for number in neighbours:
             entries.insert(places.randrange(BATCH), (b"%d-1" % number, plain_job(number)))
         good, bad = read.read(INTERACTIVE, entries)
@@ -111,6 +110,8 @@ def check_good(delivery: Delivery) -> None:
     assert len(delivery.key) == 32
     assert delivery.job_id
     assert delivery.address
+    if delivery.address.startswith("@"):
+        assert CLIENT_NAME.fullmatch(delivery.address[1:])
     assert delivery.record.encode()
 
 
@@ -186,8 +187,12 @@ async def replied(store: redis.asyncio.Redis) -> Counter[tuple[str, str, str]]:
     prefix = names.replies("0", "")
     for key in [key async for key in cast("Any", store.scan_iter(prefix + b"*"))]:
         address = key.removeprefix(prefix).decode()
+        # No other stream would be read and cleared by anybody.
+        assert address == "client" or CLIENT_NAME.fullmatch(address.removeprefix("@"))
         for _, fields in await send(store, "XRANGE", key, "-", "+"):
-            replies, unreadable = decode_replies(dict(zip(fields[::2], fields[1::2], strict=True))[b"r"])
+            replies, unreadable = decode_replies(
+                dict(zip(fields[::2], fields[1::2], strict=True))[b"r"]
+            )
             assert unreadable == 0
             found.update(
                 (address, reply.id, reply.error.code if reply.error else "") for reply in replies

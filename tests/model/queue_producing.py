@@ -18,18 +18,18 @@ from tests.model.wire import FATES, Fate
 from tests.support.virtual_scripts import TAG
 
 CLIENTS = ("ada", "bob")
-IDS = ("j1", "j2", "j3", None, None)
-TASKS = ("t", "t", "t", "nobody's")
+JOBS = (
+    *(("j1", "t"), ("j1", "t"), ("j2", "t"), ("j3", "nobody's"), ("j1", "nobody's")),
+    *((None, "t"), (None, "t"), (None, "t")),
+)
+"""Id and task of what is asked for; a task that no worker knows makes a bad job."""
 NAMED = "n"
 BOUNDS = (LIMITS.max_backlog, LIMITS.max_unread)
 
-jobs = st.lists(
-    st.tuples(st.sampled_from(IDS), st.sampled_from(TASKS)), min_size=1, max_size=3
-)
+jobs = st.lists(st.sampled_from(JOBS), min_size=1, max_size=3)
 
 
 class Producing(QueueStage):
-    @rule(name=st.sampled_from(CLIENTS), fate=FATES)
     def open(self, name: str, fate: Fate) -> None:
         """Whose name it takes, if they still live, have been silent for too long."""
         producer = Producer(name)
@@ -38,7 +38,6 @@ class Producing(QueueStage):
             self.producers = [one for one in self.producers if one.name != name]
             self.producers.append(producer)
 
-    @precondition(lambda self: self.producers)
     @rule(
         who=picks,
         new=jobs,
@@ -50,7 +49,19 @@ class Producing(QueueStage):
         self, who: int, new: list[tuple[str | None, str]], lane: Lane, named: str | None, fate: Fate
     ) -> None:
         """As the client's `enqueue_many`."""
-        producer = pick(self.producers, who)
+        if not self.producers:
+            self.open(CLIENTS[0], Fate.FINE)
+        if self.producers:
+            self.enqueue_by(pick(self.producers, who), new, lane, named, fate)
+
+    def enqueue_by(
+        self,
+        producer: Producer,
+        new: list[tuple[str | None, str]],
+        lane: Lane,
+        named: str | None,
+        fate: Fate,
+    ) -> None:
         ledger, inbox = producer.ledger, producer.inbox
         some = [Job(task=task, text=f"about {job_id}", id=job_id) for job_id, task in new]
         ids = ledger.assign_ids(some)
@@ -106,25 +117,25 @@ class Producing(QueueStage):
         if fate is not None:
             self.delete_handed(producer, fate)
 
-    @precondition(lambda self: self.producers)
-    @rule(who=picks, fate=FATES)
-    def renew_name(self, who: int, fate: Fate) -> None:
-        self.claim_name(pick(self.producers, who), fate)
-
-    @precondition(lambda self: self.producers)
-    @rule(who=picks, killed=st.booleans(), fate=FATES)
-    def end_producer(self, who: int, killed: bool, fate: Fate) -> None:
-        producer = pick(self.producers, who)
-        if not killed:
-            self.delete_handed(producer, fate)
-            self.release_name(producer, fate)
-        self.producers.remove(producer)
+    @rule(
+        who=picks,
+        how=st.sampled_from(["opens", "opens", "is killed", "closes"]),
+        name=st.sampled_from(CLIENTS),
+        fate=FATES,
+    )
+    def producer_comes_or_goes(self, who: int, how: str, name: str, fate: Fate) -> None:
+        if how == "opens":
+            self.open(name, fate)
+        elif self.producers:
+            producer = pick(self.producers, who)
+            if how == "closes":
+                self.delete_handed(producer, fate)
+                self.release_name(producer, fate)
+            self.producers.remove(producer)
 
     @precondition(lambda self: self.displaced)
     @rule(who=picks, new=jobs, lane=lanes, fate=FATES)
-    def wake_up(
-        self, who: int, new: list[tuple[str | None, str]], lane: Lane, fate: Fate
-    ) -> None:
+    def wake_up(self, who: int, new: list[tuple[str | None, str]], lane: Lane, fate: Fate) -> None:
         """One who has lost its name tries to go on, and ends."""
         producer = self.displaced.pop(who % len(self.displaced))
         some = [Job(task=task, text=f"about {job_id}", id=job_id) for job_id, task in new]
@@ -141,9 +152,7 @@ class Producing(QueueStage):
     def claim_name(self, producer: Producer, fate: Fate) -> bool:
         name, token = producer.name, producer.ledger.token
         call = queue_scripts.claim_name(TAG, name, token, NAME_TTL_MS)
-        told = self.send(
-            call, lambda: self.model.claim_name(name, token, NAME_TTL_MS), fate, count
-        )
+        told = self.send(call, lambda: self.model.claim_name(name, token, NAME_TTL_MS), fate, count)
         return bool(told)
 
     def release_name(self, producer: Producer, fate: Fate) -> None:

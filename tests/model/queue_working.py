@@ -27,33 +27,40 @@ mosts = st.integers(1, 4)
 
 
 class Working(QueueStage):
-    @precondition(lambda self: len(self.workers) < MOST_WORKERS)
-    @rule()
+    @rule(
+        who=picks,
+        how=st.sampled_from(["starts", "starts", "is killed", "leaves"]),
+        fate=FATES,
+    )
+    def worker_comes_or_goes(self, who: int, how: str, fate: Fate) -> None:
+        """What one holds who goes, and has not given back, stays in its name."""
+        if how == "starts" and len(self.workers) < MOST_WORKERS:
+            self.start_worker()
+        elif self.workers:
+            worker = pick(self.workers, who)
+            if how == "leaves":
+                self.leave_as(worker.name, fate, only_if_dead=False)
+            self.workers.remove(worker)
+
     def start_worker(self) -> None:
         self.workers.append(Hands(f"w{next(self.numbers)}"))
-        self.beat(0, Fate.FINE)
+        self.beat(self.workers[-1].name)
 
-    @precondition(lambda self: self.workers)
-    @rule(who=picks, killed=st.booleans(), fate=FATES)
-    def end_worker(self, who: int, killed: bool, fate: Fate) -> None:
-        """What it holds and has not given back stays in its name."""
+    @rule(
+        who=picks,
+        strays=st.sampled_from([False, False, True]),
+        where=picks,
+        most=mosts,
+        heard=st.sampled_from([True, True, False]),
+    )
+    def fetch(self, who: int, strays: bool, where: int, most: int, heard: bool) -> None:
+        if not self.workers:
+            self.start_worker()
         worker = pick(self.workers, who)
-        if not killed:
-            self.leave_as(worker.name, fate, only_if_dead=False)
-        self.workers.remove(worker)
-
-    @precondition(lambda self: self.workers)
-    @rule(who=picks, fate=FATES)
-    def beat(self, who: int, fate: Fate) -> None:
-        name = pick(self.workers, who).name
-        call = queue_scripts.beat(TAG, POOL, name, HEARTBEAT_MS)
-        self.send(call, lambda: self.model.beat(name, HEARTBEAT_MS), fate, nothing)
-
-    @precondition(lambda self: self.workers)
-    @rule(who=picks, where=picks, most=mosts, heard=st.sampled_from([True, True, False]))
-    def fetch(self, who: int, where: int, most: int, heard: bool) -> None:
+        if strays:
+            self.take_strays(worker)
         lane = self.lane_of(where, lambda lane: self.model.has(lane.lane, None))
-        self.fetch_from(pick(self.workers, who), lane, most, heard=heard)
+        self.fetch_from(worker, lane, most, heard=heard)
 
     def fetch_from(self, worker: Hands, lane: Lane, most: int, *, heard: bool) -> None:
         """A read is never sent again, but its reply may be lost."""
@@ -65,11 +72,16 @@ class Working(QueueStage):
         if heard:
             worker.accept(lane, entries)
 
-    @precondition(lambda self: self.workers)
-    @rule(who=picks)
-    def take_strays(self, who: int) -> None:
-        """It finds what the server gave it and it does not hold."""
+    @rule(who=picks, where=picks, fate=FATES)
+    def serve(self, who: int, where: int, fate: Fate) -> None:
+        """As it should be, but perhaps for the reply to the settle."""
+        self.fetch(who, False, where, 4, True)
         worker = pick(self.workers, who)
+        if worker.held:
+            self.finish_with(worker, who, fate)
+
+    def take_strays(self, worker: Hands) -> None:
+        """It finds what the server gave it and it does not hold."""
         for lane in EVERY_LANE:
             words = ("XPENDING", lane.stream, names.GROUP, "-", "+", 500, worker.name)
             for entry_id, _, _, deliveries in send_sync(self.client, *words):
@@ -90,7 +102,7 @@ class Working(QueueStage):
     def claim(self, who: int, fresh: bool, where: int, most: int, fate: Fate) -> None:
         worker = pick(self.workers, who)
         if fresh:
-            self.beat(who, Fate.FINE)
+            self.beat(worker.name)
         others = self.model.others_than(worker.name)
         self.claim_from(worker, self.lane_of(where, lambda lane: lane.lane in others), most, fate)
 
@@ -102,34 +114,29 @@ class Working(QueueStage):
             return [(row[0], row[2], bool(row[3])) for row in raw]
 
         call = queue_scripts.claim(lane, worker.name, most)
-        told = self.send(
-            call, lambda: self.model.claim(lane.lane, worker.name, most), fate, read
-        )
+        told = self.send(call, lambda: self.model.claim(lane.lane, worker.name, most), fate, read)
         if told is not None:
             worker.accept(lane, [(row[0], row[1]) for row in rows])
 
-    @precondition(lambda self: self.holding)
     @rule(who=picks, which=picks, fate=FATES)
-    def settle(self, who: int, which: int, fate: Fate) -> None:
-        worker = pick(self.holding, who)
+    def finish_some(self, who: int, which: int, fate: Fate) -> None:
+        """Settle what can be answered, bury what cannot."""
+        for worker in self.one_that_holds(who):
+            self.finish_with(worker, which, fate)
+
+    def finish_with(self, worker: Hands, which: int, fate: Fate) -> None:
         lane, jobs = worker.some(which)
         if jobs:
             self.settle_jobs(worker, lane, jobs, fate)
+        if worker.bad:
+            self.bury_bad(worker, pick(worker.bad, which), fate)
 
-    def settle_jobs(
-        self, worker: Hands, lane: Lane, jobs: Sequence[Delivery], fate: Fate
-    ) -> None:
+    def settle_jobs(self, worker: Hands, lane: Lane, jobs: Sequence[Delivery], fate: Fate) -> None:
         groups, told = worker.answer(jobs, self.shard.now_ms)
         call = queue_scripts.settle(lane, groups)
         counted = self.send(call, lambda: self.model.settle(lane.lane, told), fate, count)
         if counted is not None:
             worker.drop(lane, [job.entry_id for job in jobs])
-
-    @precondition(lambda self: any(worker.bad for worker in self.workers))
-    @rule(who=picks, fate=FATES)
-    def bury(self, who: int, fate: Fate) -> None:
-        worker = pick([worker for worker in self.workers if worker.bad], who)
-        self.bury_bad(worker, pick(worker.bad, who), fate)
 
     def bury_bad(self, worker: Hands, one: Held, fate: Fate) -> None:
         lane, bad = one
@@ -155,14 +162,24 @@ class Working(QueueStage):
         if told is not None:
             worker.drop(lane, [word.entry_id])
 
-    @precondition(lambda self: self.holding)
-    @rule(who=picks, which=picks, fate=FATES)
-    def defer(self, who: int, which: int, fate: Fate) -> None:
-        worker = pick(self.holding, who)
-        lane, some = worker.some(which)
+    @rule(
+        who=picks,
+        which=picks,
+        how=st.sampled_from(["defer", "defer", "give back", "give back", "try alone"]),
+        fate=FATES,
+    )
+    def put_off(self, who: int, which: int, how: str, fate: Fate) -> None:
+        for worker in self.one_that_holds(who):
+            lane, jobs = worker.some(which)
+            if how == "try alone":
+                self.count_solo(pick(list(worker.held.values()), which), which % 3, fate)
+            elif how == "give back":
+                self.give_back(worker, lane, jobs, fate)
+            elif jobs and not lane.is_deferred:
+                self.defer(worker, lane, jobs, fate)
+
+    def defer(self, worker: Hands, lane: Lane, some: Sequence[Delivery], fate: Fate) -> None:
         jobs = [(job.entry_id, job.record) for job in some]
-        if not jobs or lane.is_deferred:
-            return
         letters = self.send(
             queue_scripts.defer(lane, MOST_DEFERRED, jobs),
             lambda: self.model.defer(lane.lane, MOST_DEFERRED, jobs),
@@ -173,32 +190,28 @@ class Working(QueueStage):
             if letter != "f":
                 worker.drop(lane, [entry_id])
 
-    @precondition(lambda self: self.holding)
-    @rule(who=picks, which=picks, fate=FATES)
-    def give_back(self, who: int, which: int, fate: Fate) -> None:
+    def give_back(self, worker: Hands, lane: Lane, jobs: Sequence[Delivery], fate: Fate) -> None:
         """It goes on holding what it hands back, as a drain does until its replies are out."""
-        worker = pick(self.holding, who)
-        lane, jobs = worker.some(which)
-        if jobs:
-            ids = [job.entry_id for job in jobs]
-            call = queue_scripts.give_back(lane, worker.name, ids)
-            self.send(
-                call, lambda: self.model.give_back(lane.lane, worker.name, ids), fate, count
-            )
+        ids = [job.entry_id for job in jobs]
+        call = queue_scripts.give_back(lane, worker.name, ids)
+        self.send(call, lambda: self.model.give_back(lane.lane, worker.name, ids), fate, count)
+
+    def count_solo(self, one: Held, number: int, fate: Fate) -> None:
+        token, place = f"try {number}", queue_scripts.solo_field(one.lane, one.entry_id)
+        call = queue_scripts.count_solo(one.lane, one.entry_id, token)
+        self.send(call, lambda: self.model.count_solo(place, token), fate, count)
+
+    def beat(self, name: str) -> None:
+        call = queue_scripts.beat(TAG, POOL, name, HEARTBEAT_MS)
+        self.send(call, lambda: self.model.beat(name, HEARTBEAT_MS), Fate.FINE, nothing)
 
     def leave_as(self, name: str, fate: Fate, *, only_if_dead: bool) -> None:
         call = queue_scripts.leave(EVERY_LANE, name, only_if_dead=only_if_dead)
         self.send(call, lambda: self.model.leave(name, only_if_dead=only_if_dead), fate, count)
 
-    @precondition(lambda self: self.holding)
-    @rule(who=picks, try_=st.integers(1, 3), fate=FATES)
-    def count_solo(self, who: int, try_: int, fate: Fate) -> None:
-        one = pick(list(pick(self.holding, who).held.values()), who)
-        token, place = f"try {try_}", queue_scripts.solo_field(one.lane, one.entry_id)
-        call = queue_scripts.count_solo(one.lane, one.entry_id, token)
-        self.send(call, lambda: self.model.count_solo(place, token), fate, count)
-
-    @property
-    def holding(self) -> list[Hands]:
-        """The workers who hold something."""
-        return [worker for worker in self.workers if worker.held]
+    def one_that_holds(self, who: int) -> list[Hands]:
+        """A worker that holds something, if there is anything to hold."""
+        if not any(worker.held for worker in self.workers):
+            self.fetch(who, False, who, 4, True)
+        holding = [worker for worker in self.workers if worker.held]
+        return [pick(holding, who)] if holding else []

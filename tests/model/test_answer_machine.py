@@ -86,7 +86,9 @@ class AnswerMachine(RuleBasedStateMachine):
     def pick(self, number: int) -> Flight:
         """One whose lease is still its own, most of the time, or any zombie; the newest first."""
         leases = self.model.leases
-        alive = [f for f in self.flights if f.digest in leases and leases[f.digest].token == f.token]
+        alive = [
+            f for f in self.flights if f.digest in leases and leases[f.digest].token == f.token
+        ]
         among = alive if alive and number % 4 else self.flights
         return among[-1 - number // 4 % len(among)]
 
@@ -158,9 +160,7 @@ class AnswerMachine(RuleBasedStateMachine):
 
         seen = [(digest, leader)]
         call = answer_scripts.take_over(TAG, token=token, lease_ms=LEASE_MS, seen=seen)
-        told = self.wire.send(
-            call, lambda: self.model.take_over(token, LEASE_MS, seen), read, fate
-        )
+        told = self.wire.send(call, lambda: self.model.take_over(token, LEASE_MS, seen), read, fate)
         if told and told[0]:
             moment = self.model.leases[digest].moment
             self.fly(Flight(digest, token, told_built[0], moment, told[0]))
@@ -179,9 +179,7 @@ class AnswerMachine(RuleBasedStateMachine):
         stale_ms=st.sampled_from([0, 0, MINUTE_MS]),
         fate=FATES,
     )
-    def fill(
-        self, chosen: list[tuple[int, str]], fresh_ms: int, stale_ms: int, fate: Fate
-    ) -> None:
+    def fill(self, chosen: list[tuple[int, str]], fresh_ms: int, stale_ms: int, fate: Fate) -> None:
         flights = [self.pick(number) for number, _ in chosen]
         fills = [
             Fill(one.digest, one.token, fresh_ms, fresh_ms + stale_ms, tags, b"by " + one.token)

@@ -41,6 +41,7 @@ GARBAGE = (
     {b"v": b"9", b"c": b"stranger", b"i": b"2", b"p": b"{}"},
 )
 """Entries that nobody enqueued through the script."""
+NOBODY = {"", "stranger"}
 
 
 class QueueMachine(Producing, Working):
@@ -49,6 +50,7 @@ class QueueMachine(Producing, Working):
         self.open(CLIENTS[0], Fate.FINE)
         self.start_worker()
 
+    @precondition(lambda self: not any(one.client in NOBODY for one in self.model))
     @rule(fields=st.sampled_from(GARBAGE), lane=lanes)
     def add_garbage(self, fields: dict[bytes, bytes], lane: Lane) -> None:
         words = [word for pair in fields.items() for word in pair]
@@ -101,9 +103,16 @@ class QueueMachine(Producing, Working):
     def echo_arrives(self, number: int) -> None:
         self.wire.execute(self.wire.echoes.pop(number % len(self.wire.echoes)))
 
-    @rule(ms=st.sampled_from(PAUSES_MS))
-    def pass_time(self, ms: int) -> None:
+    @rule(ms=st.sampled_from(PAUSES_MS), asleep=st.integers(0, 31))
+    def pass_time(self, ms: int, asleep: int) -> None:
+        """Who is not asleep keeps its heartbeat fresh, and its name."""
         self.advance(ms)
+        for i, one in enumerate([*self.workers, *self.producers]):
+            if not asleep >> i & 1:
+                if isinstance(one, Producer):
+                    self.claim_name(one, Fate.FINE)
+                else:
+                    self.beat(one.name)
 
     def teardown(self) -> None:
         if sys.exc_info()[0] is None:
@@ -113,7 +122,7 @@ class QueueMachine(Producing, Working):
         """The network calms down, the living do their work, and nothing is left."""
         while self.wire.echoes:
             self.echo_arrives(0)
-        self.all_is_as_it_should_be()
+            self.all_is_as_it_should_be()
         self.work_off()
         for producer in list(self.producers):
             self.finish_producer(producer)
@@ -133,7 +142,7 @@ class QueueMachine(Producing, Working):
         self.advance(HEARTBEAT_MS + 1)
         worker = Hands("last")
         self.workers = [worker]
-        self.beat(0, Fate.FINE)
+        self.beat(worker.name)
         for lane in EVERY_LANE:
             self.claim_from(worker, lane, ALL, Fate.FINE)
             self.fetch_from(worker, lane, ALL, heard=True)

@@ -14,6 +14,7 @@ from askonce_loadtest.servers.cluster import Cluster
 from askonce_loadtest.servers.node import Node
 from askonce_loadtest.servers.sentinel import SentinelSet
 from askonce_queue.connections import Role
+from askonce_queue.errors import StoreUnavailable
 from askonce_queue.scripts import Arg, Call
 from askonce_queue.store import Store
 from askonce_queue.store_config import StoreConfig
@@ -116,7 +117,7 @@ async def succeeds(attempt: Callable[[], Awaitable[Any]], timeout_s: float = 15.
     async def once() -> list[Any]:
         try:
             return [await attempt()]
-        except (RedisError, OSError):
+        except (RedisError, OSError, StoreUnavailable):
             return []
 
     return (await eventually(once, timeout_s))[0]

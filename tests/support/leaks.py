@@ -1,11 +1,10 @@
-"""What a test must not leave behind: tasks, threads, sockets, child processes; on the store's server
-connections, and keys that nobody knows.
+"""What a test must not leave behind: tasks, threads, sockets and child processes; on the server
+connections and unknown keys.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import threading
 from collections.abc import AsyncIterator, Iterable
@@ -72,7 +71,7 @@ def _open_sockets() -> set[str]:
     found: set[str] = set()
     for entry in _entries("/proc/self/fd"):
         with suppress(OSError):  # the one that reads the folder is closed
-            found.add(os.readlink(entry))
+            found.add(str(entry.readlink()))
     return {target for target in found if target.startswith("socket:")}
 
 

@@ -30,7 +30,7 @@ _STRINGS = (
     *(rb'"\ud800"', rb'"\udfff\ud800"', rb'"\u0000"', rb'"\x41"', b'"\xff\xfe"', b'"\xed\xa0\x80"'),
     *(b'"\xf4\x90\x80\x80"', b'"\xc0\xaf"', b'"a', b'"\n"', b'""', b'"\xef\xbb\xbf"', b"'a'"),
 )
-_VALUES = (*_NUMBERS, *_STRINGS, b"null", b"true", b"[]", b"{}", b'[{}]', b"[[]]", b'{"":{}}', b"")
+_VALUES = (*_NUMBERS, *_STRINGS, b"null", b"true", b"[]", b"{}", b"[{}]", b"[[]]", b'{"":{}}', b"")
 
 
 class Malformed:
@@ -125,7 +125,9 @@ def _value(garbage: Malformed, rng: random.Random) -> bytes:
 
 def _replace_part(garbage: Malformed, rng: random.Random, data: bytes) -> bytes:
     """Put something else where a member, or what stands in one, has its value."""
-    name = rng.choice((b'"task":', b'"text":', b'"messages":', b'"params":', b'"role":', b'"seed":'))
+    name = rng.choice(
+        (b'"task":', b'"text":', b'"messages":', b'"params":', b'"role":', b'"seed":')
+    )
     head, colon, rest = data.partition(name)
     end = min((at for at in (rest.find(b","), rest.find(b"}")) if at >= 0), default=len(rest))
     return head + colon + _value(garbage, rng) + rest[end:] if colon else data
@@ -133,7 +135,9 @@ def _replace_part(garbage: Malformed, rng: random.Random, data: bytes) -> bytes:
 
 def _add_member(garbage: Malformed, rng: random.Random, data: bytes) -> bytes:
     """A member more: unknown, or one that is there already."""
-    name = rng.choice((b'"task"', b'"text"', b'"messages"', b'"params"', b'"x"', b'"\\ud800"', b"1"))
+    name = rng.choice(
+        (b'"task"', b'"text"', b'"messages"', b'"params"', b'"x"', b'"\\ud800"', b"1")
+    )
     return b"{" + name + b":" + _value(garbage, rng) + b"," + data[1:]
 
 
@@ -143,10 +147,14 @@ def _oversized(rng: random.Random, data: bytes) -> bytes:
     return data[:-2] + filling * (size // len(filling)) + data[-2:]
 
 
+def _damage(garbage: Malformed, rng: random.Random, data: bytes) -> bytes:
+    del rng
+    return garbage.damaged(data)
+
+
 _PAYLOAD_DAMAGES: Sequence[Callable[[Malformed, random.Random, bytes], bytes]] = (
-    *[_replace_part] * 6,
-    *[_add_member] * 3,
-    *[lambda garbage, _, data: garbage.damaged(data)] * 3,
+    *(_replace_part, _replace_part, _replace_part, _replace_part, _replace_part, _replace_part),
+    *(_add_member, _add_member, _add_member, _damage, _damage, _damage),
     lambda _, rng, data: rng.choice((b"\xef\xbb\xbf", b"\0", b" \r\n", b"[", b"{}")) + data,
     lambda _, rng, data: data + rng.choice((b"\0", b" \r\n", b"]", b"}", data)),
     lambda _, rng, data: data.decode("utf-8", "replace").encode(rng.choice(("utf-16", "utf-32"))),
@@ -175,8 +183,12 @@ def _set(name: bytes, values: Sequence[bytes]) -> Callable[..., None]:
     """Give a field one of these values, whether it was there or not."""
 
     def damage(_: Malformed, rng: random.Random, pairs: list[Fields]) -> None:
-        pairs[:] = [pair for pair in pairs if pair[0] != name]
-        pairs.append([name, rng.choice(values)])
+        value = rng.choice(values)
+        for pair in pairs:
+            if pair[0] == name:
+                pair[1] = value
+                return
+        pairs.append([name, value])
 
     return damage
 
@@ -210,7 +222,20 @@ def _shuffle(_: Malformed, rng: random.Random, pairs: list[Fields]) -> None:
     rng.shuffle(pairs)
 
 
-_IDENTITIES = (b"", b"\n", b"\0", b"\xff", b"a/b", b"/", b"a\nb", b"\xc3\xa9", b"x" * 5000, b'"')
+_IDENTITIES = (
+    b"",
+    b"\n",
+    b"\0",
+    b"\xff",
+    b"a/b",
+    b"/",
+    b"a\nb",
+    b"\xc3\xa9",
+    b"x" * 5000,
+    b'"',
+    b"@",
+    b"@@",
+)
 _ENVELOPE_DAMAGES: Sequence[Callable[[Malformed, random.Random, list[Fields]], None]] = (
     *(_drop, _drop, _double, _double, _damage_one, _damage_one, _swap_values, _add_many, _shuffle),
     _set(b"v", _VERSIONS),

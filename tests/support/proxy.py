@@ -159,17 +159,23 @@ async def _send_up(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, commands: deque[Command]
 ) -> None:
     while True:
-        head = await reader.readuntil(b"\r\n")
-        words: list[bytes] = []
-        frame = head
-        for _ in range(int(head[1:])):
-            size = await reader.readuntil(b"\r\n")
-            body = await reader.readexactly(int(size[1:]) + 2)
-            frame += size + body
-            words.append(body[:-2])
+        words, frame = await read_command(reader)
         commands.append(words)
         writer.write(frame)
         await writer.drain()
+
+
+async def read_command(reader: asyncio.StreamReader) -> tuple[Command, bytes]:
+    """One command: its words, and how they came."""
+    head = await reader.readuntil(b"\r\n")
+    words: list[bytes] = []
+    frame = head
+    for _ in range(int(head[1:])):
+        size = await reader.readuntil(b"\r\n")
+        body = await reader.readexactly(int(size[1:]) + 2)
+        frame += size + body
+        words.append(body[:-2])
+    return words, frame
 
 
 async def _read_frame(reader: asyncio.StreamReader) -> bytes:

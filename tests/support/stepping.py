@@ -105,9 +105,7 @@ async def _step(work: Coroutine[Any, Any, Any], steps: Steps) -> Any:
     return await _Stepped(work, steps)
 
 
-def _task_factory(
-    loop: asyncio.AbstractEventLoop, work: Any, **options: Any
-) -> asyncio.Task[Any]:
+def _task_factory(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
     steps = _steps.get()
     if steps is None or not asyncio.iscoroutine(work):
         return asyncio.Task(work, loop=loop, **options)
@@ -146,7 +144,7 @@ async def run_cancelled_at(work: Work, step: int, how: How) -> Ended:
             struck.set_result(None)
 
     def strike(waits_for: object) -> None:
-        if how == "arriving" and isinstance(waits_for, asyncio.Future):
+        if how == "arriving" and asyncio.isfuture(waits_for):
             waits_for.add_done_callback(lambda _: cancel())
         else:
             loop.call_soon(cancel)
@@ -164,7 +162,8 @@ async def run_cancelled_at(work: Work, step: int, how: How) -> Ended:
         steps.work = scoped()
         task = asyncio.create_task(steps.work)
         _steps.reset(token)
-        await asyncio.wait([task, struck], return_when=asyncio.FIRST_COMPLETED)
+        ends: list[asyncio.Future[Any]] = [task, struck]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         done, _ = await asyncio.wait([task], timeout=LIMIT_S)
     if not done:
         task.cancel()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis._parsers.base import BaseParser
 from redis.exceptions import ConnectionError as StoreDown
-from redis.exceptions import DataError, RedisError, ResponseError
+from redis.exceptions import DataError
 from redis.exceptions import TimeoutError as StoreTimeout
 
 from askonce_queue.connections import RETRIES, RETRY_BASE_S, RETRY_CAP_S, Role, Words
@@ -174,6 +174,7 @@ class TestRedirection:
             assert not ours.done
         last = said(lines[0])
         ours.replied(doubled(ours, last))
+        assert ours.done
         assert ours.results == [last]
         assert ours.unreachable is None, "the shard answers; no breaker may open"
 
@@ -271,6 +272,12 @@ class TestFailures:
         assert ours.results == [error]
         assert ours.unreachable is error
 
+    def test_a_probe_has_one_try(self) -> None:
+        ours = Exchange([Numbered(0)], "commands", random.Random(), second_chance=False)
+        error = StoreTimeout()
+        assert ours.failed(error) == Next()
+        assert ours.unreachable is error
+
     @pytest.mark.parametrize("role", ["commands", "blocking"])
     @pytest.mark.parametrize(
         "line",
@@ -330,67 +337,107 @@ FAILURES = st.sampled_from(
 )
 
 
+class Reference:
+    """What the table says, in the fewest words: which requests are to be sent again."""
+
+    def __init__(self, count: int, *, together: bool) -> None:
+        self.told: list[Any] = [None] * count
+        """What was last said to each."""
+        self.left = list(range(count))
+        self.given_up: Exception | None = None
+        self._count = count
+        self._together = together
+        self._by_source: set[int] = set()
+        self._redirects = self._tries = 0
+
+    def reply(self, lines: dict[int, str], round_: int) -> None:
+        again: list[int] = []
+        redirected = False
+        for n, line in lines.items():
+            self.told[n] = said(line) if line else f"round {round_} of {n}"
+            if line == NOSCRIPT and n not in self._by_source:
+                self._by_source.add(n)
+                again.append(n)
+            elif line in (MOVED, ASK) and self._redirects < MOST_REDIRECTS:
+                redirected = True
+                again.append(n)
+            elif line in PASSING:
+                again.append(n)
+        self._redirects += redirected
+        passing = [n for n in again if lines[n] in PASSING]
+        self.left = list(range(self._count)) if again and self._together else again
+        if passing and self._out_of_tries():
+            self.give_up(self.told[passing[-1]])
+
+    def fail(self, error: Exception, role: Role, *, second_chance: bool) -> None:
+        match error:
+            case DataError():
+                self._end(error)
+            case NotKnown():
+                if self._out_of_tries():
+                    self.give_up(error)
+            case StoreTimeout() | TimeoutError():
+                if role == "blocking" or not second_chance:
+                    self.give_up(error)
+            case _:
+                if role == "blocking" or self._out_of_tries():
+                    self.give_up(error)
+
+    def give_up(self, error: Exception) -> None:
+        self.given_up = error
+        self._end(error)
+
+    def _end(self, error: Exception) -> None:
+        for n in self.left:
+            self.told[n] = error
+        self.left = []
+
+    def _out_of_tries(self) -> bool:
+        self._tries += 1
+        return self._tries > RETRIES
+
+
 @settings(deadline=None)
 @given(
     data=st.data(),
     count=st.integers(1, 5),
     role=st.sampled_from(["commands", "blocking"]),
     together=st.booleans(),
+    probing=st.booleans(),
 )
 def test_whatever_the_store_says(
-    data: st.DataObject, count: int, role: Role, together: bool
+    data: st.DataObject, count: int, role: Role, *, together: bool, probing: bool
 ) -> None:
     """It ends, and every request has what was said to it last, or why nothing was."""
-    ours = exchange(count, role, together=together)
-    told: list[Any] = [None] * count
-    """What was last said to each."""
-    ended_with: Exception | None = None
-    rounds = 0
-    while not ours.done:
-        rounds += 1
-        assert rounds <= 2 + count + MOST_REDIRECTS + RETRIES + 1
+    ours = Exchange(
+        [Numbered(n) for n in range(count)],
+        role,
+        random.Random(1),
+        together=together,
+        second_chance=not probing,
+    )
+    reference, chances = Reference(count, together=together), 0 if probing else 1
+    for round_ in range(3 + count + MOST_REDIRECTS + RETRIES + chances):
+        assert ours.done == (not reference.left)
+        if ours.done:
+            break
         commands = ours.commands()
-        sent = numbers(commands)
-        assert sent == sorted(set(sent))
-        assert sent, "a round trip for nothing"
-        if together:
-            assert sent == list(range(count))
-        elif rounds > 1:
-            settled = [n for n in range(count) if n not in sent]
-            assert all(not may_be_repeated(told[n]) for n in settled), (
-                "who said it is not asked again"
-            )
+        assert numbers(commands) == reference.left
         if data.draw(st.integers(0, 3)) == 0:
             error = data.draw(FAILURES)
             ours.failed(error)
-            if ours.done:
-                ended_with = error
-                for n in sent:
-                    told[n] = error
-            else:
-                assert role == "commands" or isinstance(error, NotKnown), "never sent again"
-            continue
-        replies: list[Any] = []
-        for words in commands:
-            if words == ("ASKING",):
-                replies.append(b"OK")
-                continue
-            line = data.draw(REPLY_LINES)
-            told[words[1]] = said(line) if line else f"round {rounds} of {words[1]}"
-            replies.append(told[words[1]])
-        ours.replied(replies)
-    if ours.unreachable is not None and ended_with is None:
-        # Given up while the server refused everything for now: all that was left has that refusal.
-        assert isinstance(ours.unreachable, ResponseError)
-        assert all(
-            result is was or result is ours.unreachable
-            for result, was in zip(ours.results, told, strict=True)
-        )
-    else:
-        assert ours.results == told
-    assert all(isinstance(r, str | RedisError | OSError) for r in ours.results)
+            reference.fail(error, role, second_chance=chances > 0)
+            chances -= isinstance(error, StoreTimeout | TimeoutError)
+        else:
+            lines = {n: data.draw(REPLY_LINES) for n in numbers(commands)}
+            reference.reply(lines, round_)
+            replies = [b"OK" if words == ("ASKING",) else None for words in commands]
+            told = iter([reference_reply(line, n, round_) for n, line in lines.items()])
+            ours.replied([next(told) if reply is None else reply for reply in replies])
+    assert ours.done
+    assert list(map(str, ours.results)) == list(map(str, reference.told))
+    assert str(ours.unreachable) == str(reference.given_up)
 
 
-def may_be_repeated(reply: Any) -> bool:
-    """Whether a reply can be a reason to send its command again."""
-    return isinstance(reply, Exception) and not any(str(reply) in line for line in REFUSALS)
+def reference_reply(line: str, number: int, round_: int) -> Any:
+    return said(line) if line else f"round {round_} of {number}"

@@ -97,6 +97,11 @@ BAD: list[tuple[Options, str, str]] = [
         "sentinel_password_file",
         "expected sentinel beside it",
     ),
+    (
+        {"url": URL, "sentinel": "m", "sentinel_username": "u"},
+        "sentinel_username",
+        "expected sentinel_password_env or sentinel_password_file beside it",
+    ),
 ]
 LEAKY: list[Options] = [
     {"url": f"redis://:{SECRET}/x@h"},

@@ -17,7 +17,7 @@ from askonce_queue.answer_scripts import Fill, Release
 from askonce_queue.errors import StoreUnavailable
 from askonce_queue.scripts import CHUNK
 from askonce_worker.cache.entry import MOST_TAG_BYTES, Entry
-from askonce_worker.cache.store_tier import UNCANCELLED_S, StoreTier
+from askonce_worker.cache.store_tier import StoreTier
 from askonce_worker.calls import NewAnswer
 from askonce_worker.clock import Clock
 from askonce_worker.flights import Flight, FlightEnd
@@ -82,13 +82,16 @@ class Fills:
             finished.flight.filling = True
         written: tuple[float, str] | None = None
         try:
-            with anyio.move_on_after(UNCANCELLED_S, shield=True):
+            with anyio.move_on_after(self._tier.uncancelled_s, shield=True):
                 written = await self._tier.fill(shard, fills)
         except StoreUnavailable as error:
             log.warning("answers could not be kept", answers=len(group), error=str(error))
-            group = self._keep_for_later(shard, group)
+            # Their leases run out: who gave them back would make their askers wait for that too.
+            for finished in self._keep_for_later(shard, group):
+                self._land(finished, FlightEnd.UNKEPT)
             await anyio.sleep(RETRY_S)
-        if written is None and group:
+            return
+        if written is None:
             await self._give_back(shard, group)
         letters = written[1] if written else "u" * len(group)
         for finished, letter in zip(group, letters, strict=True):

@@ -21,7 +21,6 @@ from askonce_queue.answer_scripts import Release
 from askonce_queue.errors import StoreUnavailable
 from askonce_queue.reply import ErrorInfo
 from askonce_worker.cache.store_tier import (
-    UNCANCELLED_S,
     Batch,
     Busy,
     Free,
@@ -146,15 +145,16 @@ class WaitingRoom:
             for part, batch in zip(parts, batches, strict=True)
         ]
         answers: list[list[Result]] = [[None] * len(part) for part in parts]
-        outage: Exception | None = None
+        outage: StoreUnavailable | None = None
         too_long = asyncio.get_running_loop().call_later(PATIENCE_S, self._no_answer, shard, slots)
         try:
             # Cancelled between the grant and its news, leases would be nobody's until they run out.
-            with anyio.fail_after(UNCANCELLED_S, shield=True):
+            with anyio.fail_after(self._tier.uncancelled_s, shield=True):
                 answers = await self._tier.look_up(batches)
-        except (StoreUnavailable, TimeoutError) as error:
+        except StoreUnavailable as error:
             outage = error
-            log.warning("look-up failed", shard=shard, flights=len(due), error=str(error))
+        except TimeoutError:
+            outage = StoreUnavailable("the store did not answer in time")
         finally:
             too_long.cancel()
             self._queues[shard].silent = False
@@ -173,6 +173,7 @@ class WaitingRoom:
         if outage is None:
             await self._lose_patience(shard, due)
         else:
+            log.warning("look-up failed", shard=shard, flights=len(due), error=str(outage))
             self._do_without_store(due, outage)
 
     def _no_answer(self, shard: int, slots: Sequence[KeptSlots]) -> None:
@@ -193,7 +194,7 @@ class WaitingRoom:
 
     async def _give_back(self, shard: int, releases: Sequence[Release]) -> None:
         try:
-            with anyio.move_on_after(UNCANCELLED_S, shield=True):
+            with anyio.move_on_after(self._tier.uncancelled_s, shield=True):
                 await self._tier.release(shard, releases)
         except StoreUnavailable:
             log.warning("leases could not be given back: they run out", leases=len(releases))
@@ -279,7 +280,7 @@ class WaitingRoom:
             return
         results: list[Result] = [None] * len(waiters)
         try:
-            with anyio.move_on_after(UNCANCELLED_S, shield=True):
+            with anyio.move_on_after(self._tier.uncancelled_s, shield=True):
                 results = await self._tier.take_over(
                     shard, [(f.key, f.busy_token or b"") for f in waiters]
                 )

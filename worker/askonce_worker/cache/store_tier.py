@@ -10,6 +10,7 @@ import itertools
 import random
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,14 +22,17 @@ from askonce_queue.answer_scripts import Fill, Release
 from askonce_queue.errors import StoreUnavailable
 from askonce_queue.reply import ErrorInfo
 from askonce_queue.scripts import Call
-from askonce_queue.store import Store
+from askonce_queue.store import SECOND_CHANCE_S, Store
 from askonce_worker.cache.entry import Entry, decode_entry
 from askonce_worker.clock import Clock
 
 log = structlog.get_logger("askonce.store_tier")
 
-UNCANCELLED_S = 8.0
-"""How long a call whose outcome must be known may outlive the cancellation of its caller."""
+UNCANCELLED_S = 1.0
+"""How long a call whose outcome must be known may take beyond all that a store waits for."""
+
+MOST_LOST = 1_000
+"""Tokens remembered whose leases nobody knows of; those of older ones run out."""
 
 _LEASED = struct.Struct("<dB")
 _error_decoder = msgspec.json.Decoder(ErrorInfo)
@@ -99,9 +103,13 @@ class StoreTier:
         self._shard_tags = store.tags
         self._clock = clock
         self.lease_ttl_s = lease_ttl_s
+        self.uncancelled_s = store.config.timeout_s + SECOND_CHANCE_S + UNCANCELLED_S
+        """How long a call whose outcome must be known may outlive its caller's cancellation."""
         self._lease_ms = int(lease_ttl_s * 1000)
         self._token_prefix = rng.randbytes(8)
         self._tokens = itertools.count(1)
+        self._lost: dict[bytes, None] = {}
+        """Tokens of look-ups without an answer, the oldest first."""
 
     async def look_up(self, batches: Sequence[Batch]) -> list[list[Result]]:
         """Look up or lease on one shard, one round trip; results are in the order of the keys."""
@@ -119,7 +127,8 @@ class StoreTier:
         ]
         asked_at = self._clock.monotonic()
         results: list[list[Result]] = []
-        for batch, token, raw in zip(batches, tokens, await self._run(calls), strict=True):
+        raws = await self._run_leasing(calls, tokens)
+        for batch, token, raw in zip(batches, tokens, raws, strict=True):
             if raw is None:
                 results.append([None] * len(batch.keys))
                 continue
@@ -131,6 +140,7 @@ class StoreTier:
     ) -> list[Result]:
         now_ms, now = float(raw[0]), self._clock.monotonic()
         results: list[Result] = []
+        ghosts: list[Release] = []
         for key, memory_ttl_s, data in zip(batch.keys, batch.memory_ttls_s, raw[2:], strict=True):
             try:
                 results.append(
@@ -143,6 +153,12 @@ class StoreTier:
                 log.warning("entry cannot be read", key=key.hex()[:16], error=str(error))
                 await self._forget(batch.shard, key)
                 results.append(None)
+            if self._lost and data[:1] == b"B" and data[1:] in self._lost:
+                ghosts.append(Release(key, data[1:]))
+                results[-1] = None
+        if ghosts:
+            with suppress(StoreUnavailable):  # then they run out
+                await self.release(batch.shard, ghosts)
         return results
 
     def _result(self, data: bytes, token: bytes, asked_at: float, reading: _Reading) -> Result:
@@ -176,7 +192,7 @@ class StoreTier:
         call = answer_scripts.take_over(
             self._shard_tags[shard], token=token, lease_ms=self._lease_ms, seen=seen
         )
-        (raw,) = await self._run([call])
+        (raw,) = await self._run_leasing([call], [token])
         return [
             Leased(token, float(r[0]), int(r[1]), asked_at + self.lease_ttl_s, takeover=True)
             if r
@@ -224,6 +240,16 @@ class StoreTier:
             await self._store.send(answer, "UNLINK", answer)
         except (RedisError, OSError) as error:
             raise StoreUnavailable(f"the store cannot be reached: {error}") from error
+
+    async def _run_leasing(self, calls: Sequence[Call], tokens: Sequence[bytes]) -> list[Any]:
+        """`_run`. Leases whose news is lost are nobody's: they are given back when they turn up."""
+        try:
+            return await self._run(calls)
+        except BaseException:
+            self._lost.update(dict.fromkeys(tokens))
+            while len(self._lost) > MOST_LOST:
+                del self._lost[next(iter(self._lost))]
+            raise
 
     async def _run(self, calls: Sequence[Call]) -> list[Any]:
         """One result a call of one shard; `None` for one that the store refused (memory)."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from askonce_queue.envelope import VERSION, Envelope, read_envelope
+from askonce_queue.envelope import NAMED, VERSION, Envelope, read_envelope
 from askonce_queue.errors import InvalidJob
 from askonce_queue.job import MAX_JOB_BYTES, Json, Payload, check_envelope
 from askonce_queue.queue_scripts import Lane
@@ -27,6 +27,7 @@ MOST_MESSAGE_CHARS = 500
 """What is said of a bad entry; what is wrong in it may be as large as a job."""
 
 _PLAIN_FIELDS = (b"v", b"c", b"i", b"p")
+_NAMED = ord(NAMED)
 _PLAIN_LENGTH = 2 * len(_PLAIN_FIELDS)
 _payload_decoder = msgspec.json.Decoder(Payload)
 
@@ -71,6 +72,7 @@ class Decoder:
                 and (fields[0], fields[2], fields[4], fields[6]) == _PLAIN_FIELDS
                 and fields[1] == VERSION
                 and fields[3]
+                and fields[3][0] != _NAMED
                 and fields[5]
                 and 0 < len(fields[7]) <= most
             ):
