@@ -24,7 +24,8 @@ def pack(args: tuple[EncodableT, ...]) -> bytes:
     try:
         if not _PACKED_TYPES.issuperset(map(type, args)):
             args = tuple(_plain(arg) for arg in args)
-        packed: bytes = hiredis.pack_command(cast("tuple[str | int | float | bytes]", args))
+        words = cast("tuple[str | int | float | bytes]", args)
+        packed = cast("bytes", hiredis.pack_command(words))
     except UnicodeEncodeError as error:
         raise DataError(f"not valid Unicode: {error}") from error
     return packed

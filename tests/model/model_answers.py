@@ -1,7 +1,7 @@
 """The reference model of an answer shard: what the answer scripts promise, in the fewest words.
 
-It knows no stamps. An answer is good as long as nothing has happened to its tags, or to the asker's,
-since the right to compute it was given; so the model keeps a list of what happened.
+It knows no stamps. An answer is good as long as nothing has happened to its tags, or to those of
+the asker, since the right to compute it was given; so the model keeps a list of what happened.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def tag_set(text: str) -> frozenset[str]:
 
 
 class AnswerModel:
-    """One shard. Every script is a method that does and returns what the script does and returns."""
+    """One shard. Every script is a method that does, and returns, what the script does."""
 
     def __init__(self, now_ms: float) -> None:
         self.now_ms = now_ms

@@ -74,7 +74,7 @@ class Settled:
 
 
 class QueueModel:
-    """One shard. Every script is a method that does and returns what the script does and returns."""
+    """One shard. Every script is a method that does, and returns, what the script does."""
 
     def __init__(self, now_ms: float) -> None:
         self.now_ms = now_ms

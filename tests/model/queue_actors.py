@@ -83,7 +83,8 @@ class Hands:
 
     def accept(self, lane: Lane, entries: Sequence[tuple[bytes, list[bytes] | None]]) -> None:
         good, bad = self._decoder.read(lane, entries)
-        for job in (*good, *bad):
+        jobs: list[Delivery | Bad] = [*good, *bad]
+        for job in jobs:
             one = Held(lane, job)
             self.held[lane.lane, one.entry_id] = one
 
@@ -154,7 +155,7 @@ class _NoOutlet:
     crowded = False
 
     def put(self, delivery: Delivery, reply: WireReply) -> None:
-        raise AssertionError("nothing answers by itself here")
+        raise AssertionError(f"nothing answers by itself here: {delivery}, {reply}")
 
     def defer(self, delivery: Delivery) -> None:
-        raise AssertionError("nothing is deferred by itself here")
+        raise AssertionError(f"nothing is deferred by itself here: {delivery}")

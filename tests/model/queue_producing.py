@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
@@ -66,16 +68,17 @@ class Producing(QueueStage):
         some = [Job(task=task, text=f"about {job_id}", id=job_id) for job_id, task in new]
         ids = ledger.assign_ids(some)
         (call,) = ledger.prepare(ids, some, lane=lane.lane, reply_to=named)
+        resumed = set(ids).intersection(ledger._early) if named is None else set[str]()
         awaited = inbox.begin(ids) if named is None else set[str]()
         letters = self.send_enqueue(producer, call, ids, some, lane, named, fate)
         failed = set(ids)
         if letters is not None:
             try:
                 error = ledger.read_verdicts([(call, letters.encode())])
-                failed = ledger.not_accepted(error, ids) if error else set()
+                failed = ledger.not_accepted(error, ids) if error else set[str]()
             except ClientNameInUse:
                 assert letters == "!"
-        producer.asked.update(awaited - failed)
+        producer.asked.update(resumed | awaited - failed)
         if named is None:
             inbox.end(awaited, ids, failed)
 
@@ -109,7 +112,7 @@ class Producing(QueueStage):
         fate=st.one_of(st.none(), FATES, FATES),
     )
     def read(self, who: int, anew: bool, take: bool, fate: Fate | None) -> None:
-        """After a failed read it begins `anew`; `fate` is that of the hand-over, if there is one."""
+        """After a failed read it begins `anew`; `fate` is that of the hand-over, if any."""
         producer = pick(self.producers, who)
         if anew:
             producer.positions.rewind([TAG])
@@ -170,7 +173,7 @@ class Producing(QueueStage):
     def delete_handed(self, producer: Producer, fate: Fate) -> None:
         for entries, tag, call in producer.ledger.take_handed():
             name, some = producer.name, tuple(entries)
-            told = self.send(call, lambda: self.model.hand_over(name, some), fate, count)
+            told = self.send(call, partial(self.model.hand_over, name, some), fate, count)
             if told is None:
                 producer.ledger.put_back_handed(tag, entries)
             else:

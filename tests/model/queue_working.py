@@ -66,7 +66,7 @@ class Working(QueueStage):
         """A read is never sent again, but its reply may be lost."""
         words = ("COUNT", most, "STREAMS", lane.stream, ">")
         rows = send_sync(self.client, "XREADGROUP", "GROUP", names.GROUP, worker.name, *words)
-        entries = rows[0][1] if rows else []
+        entries: list[tuple[bytes, list[bytes] | None]] = rows[0][1] if rows else []
         expected = self.model.fetch(lane.lane, worker.name, most)
         assert [entry_id for entry_id, _ in entries] == expected
         if heard:

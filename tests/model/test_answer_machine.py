@@ -40,7 +40,7 @@ TAG_TEXTS = ("", "a", "b", "a\nb")
 LEASE_MS = 10_000
 GRACE_MS = 60_000
 MINUTE_MS = 60_000
-"""TTLs are of minutes: the server expires answers by its own clock, which the test does not move."""
+"""TTLs are of minutes: the server expires answers by its own clock, which no test moves."""
 PAUSES_MS = (1, 500, 1_000, LEASE_MS, LEASE_MS + 1, 5 * MINUTE_MS, 90 * MINUTE_MS, -2_000)
 
 keys = st.sampled_from(KEYS)
@@ -390,6 +390,8 @@ def client(store_url: str) -> Iterator[redis.Redis]:
 
 
 def test_an_answer_shard_does_what_its_model_does(client: redis.Redis) -> None:
-    run_state_machine_as_test(
-        lambda: AnswerMachine(client), settings=effort(examples=200, steps=50)
-    )
+    class Machine(AnswerMachine):
+        def __init__(self) -> None:
+            super().__init__(client)
+
+    run_state_machine_as_test(Machine, settings=effort(examples=200, steps=50))

@@ -1,9 +1,9 @@
 """Job shards against their model: invariants 1 and 8, whatever happens in whatever order.
 
 Producers enqueue, read, hand over, die and come back under their name; workers fetch, settle, bury,
-defer, hand back, reclaim from the dead, and die or act on what they lost long ago; replies are lost,
-requests arrive twice or late. In the end everything accepted has been replied, once, and nothing is
-left.
+defer, hand back, reclaim from the dead, and die or act on what they lost long ago; replies are
+lost, requests arrive twice or late. In the end everything accepted has been replied, once, and
+nothing is left.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ class QueueMachine(Producing, Working):
     def pass_time(self, ms: int, asleep: int) -> None:
         """Who is not asleep keeps its heartbeat fresh, and its name."""
         self.advance(ms)
-        for i, one in enumerate([*self.workers, *self.producers]):
+        actors: list[Hands | Producer] = [*self.workers, *self.producers]
+        for i, one in enumerate(actors):
             if not asleep >> i & 1:
                 if isinstance(one, Producer):
                     self.claim_name(one, Fate.FINE)
@@ -180,4 +181,8 @@ def client(store_url: str) -> Iterator[redis.Redis]:
 
 
 def test_a_job_shard_does_what_its_model_does(client: redis.Redis) -> None:
-    run_state_machine_as_test(lambda: QueueMachine(client), settings=effort(examples=150, steps=50))
+    class Machine(QueueMachine):
+        def __init__(self) -> None:
+            super().__init__(client)
+
+    run_state_machine_as_test(Machine, settings=effort(examples=150, steps=50))

@@ -1,4 +1,4 @@
-"""The wire between a machine's actors and the server: what becomes of a request and of its reply."""
+"""The wire between a machine's actors and the server: what becomes of requests and replies."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """A resolver under test: its asks, its task, and a model that does as it is told."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio

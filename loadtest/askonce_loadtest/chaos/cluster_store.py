@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import anyio
 import redis.asyncio
@@ -93,7 +93,7 @@ class ClusterStore:
     @property
     def faults(self) -> Mapping[str, Callable[[Fault], Awaitable[str]]]:
         """See `StoreUnderTest`."""
-        actions = {
+        actions: dict[str, Callable[[Fault], Awaitable[str]]] = {
             "kill-primary": self._kill_primary,
             "stop-primary": self._stop_primary,
             "kill-replica": self._kill_replica,
@@ -143,7 +143,7 @@ class ClusterStore:
         async def ask() -> list[Any]:
             replies: list[Any] = []
             for node in await self._rig.primaries():
-                reply: Any = await self._client(node).execute_command(*words)
+                reply = await self._send(node, *words)
                 replies.append(_of_clients(reply) if words[:2] == ("CLIENT", "LIST") else reply)
             return replies
 
@@ -158,7 +158,7 @@ class ClusterStore:
                 cursor = b"0"
                 while True:
                     words = ("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-                    reply: Any = await self._client(node).execute_command(*words)
+                    reply = await self._send(node, *words)
                     cursor, page = reply
                     found.update(dict.fromkeys(page))
                     if cursor == b"0":
@@ -185,8 +185,7 @@ class ClusterStore:
             node = self._owners[tag] = await self._rig.primary_of(tag)
         client = self._client(node)
         if words[0] not in WRITES:
-            reply: Any = await client.execute_command(*words)
-            return reply
+            return await self._send(node, *words)
         async with client.pipeline(transaction=False) as pipe:
             pipe.execute_command(*words)
             pipe.execute_command("WAIT", 1, WAIT_MS)
@@ -194,6 +193,9 @@ class ClusterStore:
         if int(results[1]) < 1:
             raise RedisError("no replica has confirmed it")
         return results[0]
+
+    async def _send(self, node: Node, *words: bytes | str | int) -> Any:
+        return await cast("Awaitable[Any]", self._client(node).execute_command(*words))
 
     def _client(self, node: Node) -> redis.asyncio.Redis:
         client = self._clients.get(node.name)
