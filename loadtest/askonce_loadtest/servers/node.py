@@ -184,7 +184,9 @@ class Node:
                 return str(error)
             # On a port that was taken, somebody else answers until ours has noticed.
             found = fields_of(text)["process_id"]
-            return "" if found == str(self.pid) else f"process {found} answers in its place"
+            # Ours may have ended meanwhile, and so cannot be asked for its pid.
+            ours = self._process is not None and found == str(self._process.pid)
+            return "" if ours else f"process {found} answers in its place"
 
         await until(missing, what=f"{self.name} answers", timeout_s=timeout_s, servers=[self])
 
