@@ -26,7 +26,7 @@ class NotConfirmed(RedisError):
 
 def confirmation(config: StoreConfig, replicas: int) -> Plain | None:
     """The command that waits for `replicas`, and for disks if configured; None: no need."""
-    timeout_ms = max(1, int(config.wait_timeout_s * 1000))  # 0 would wait for ever
+    timeout_ms = max(1, int(config.confirm_s * 1000))  # 0 would wait for ever
     if config.wait_fsync:
         return Plain(("WAITAOF", 1, replicas, timeout_ms))
     return Plain(("WAIT", replicas, timeout_ms)) if replicas else None
@@ -47,7 +47,7 @@ def unconfirmed(reply: Any, config: StoreConfig, replicas: int) -> str:
             if refusal in str(reply):
                 return remedy
         return f"whether replicas have it is unknown: {reply}"
-    within = f"within {config.wait_timeout_s:g} s"
+    within = f"within {config.confirm_s:g} s"
     if not config.wait_fsync:
         if int(reply) >= replicas:
             return ""

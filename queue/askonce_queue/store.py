@@ -212,7 +212,7 @@ class Store:
             await self._carry_out(
                 group,
                 exchange,
-                SECOND_CHANCE_S + (self.config.wait_timeout_s if together else self._block_s),
+                SECOND_CHANCE_S + (self.config.confirm_s if together else self._block_s),
                 probing=probe is not None,
             )
             report(exchange, breaker)

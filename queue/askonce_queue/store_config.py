@@ -66,9 +66,9 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     """How many replicas must have a job before its enqueue returns (WAIT)."""
     wait_fsync: bool = False
     """Whether a job must be on disk, at the primary and `wait_replicas` replicas (WAITAOF)."""
-    wait_timeout_s: float = 2.0
+    wait_timeout_s: float | None = None
     """How long that may take; less than `timeout_s`. WAITAOF takes up to a second when the server
-    writes its AOF to disk every second."""
+    writes its AOF to disk every second. `None`: 2 s, and no more than half of `timeout_s`."""
 
     def __post_init__(self) -> None:
         self._check_ranges()
@@ -80,6 +80,12 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
         for name in ("password", "sentinel_password"):
             self._check_secret(name)
         self._check_tls()
+
+    @property
+    def confirm_s(self) -> float:
+        """How long replicas and disk have to confirm."""
+        given = self.wait_timeout_s
+        return min(2.0, self.timeout_s / 2) if given is None else given
 
     def __repr__(self) -> str:
         """The options that differ from their defaults; of the URL, no password."""
@@ -102,10 +108,10 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
             raise ValueError(
                 f"wait_replicas: expected 0 to {MAX_WAIT_REPLICAS}, got {self.wait_replicas}"
             )
-        if not 0 < self.wait_timeout_s < self.timeout_s:
+        if not 0 < self.confirm_s < self.timeout_s:
             raise ValueError(
                 f"wait_timeout_s: expected more than 0 and less than timeout_s ({self.timeout_s}), "
-                f"got {self.wait_timeout_s}"
+                f"got {self.confirm_s}"
             )
 
     def _check_topology(self, options: dict[str, Any]) -> None:

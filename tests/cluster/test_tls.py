@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -207,12 +207,16 @@ async def test_a_cluster_behind_tls(store_cluster: Cluster, certificates: Certif
         for one in store_cluster.nodes:
             front = TlsFront(one.address, certificates.server, client_ca=certificates.ca)
             fronts.append(await stack.enter_async_context(front))
-            await store_cluster.announce(one, front.port)
+        await announce(store_cluster, [front.port for front in fronts])
         url = f"rediss://127.0.0.1:{fronts[0].port}"
         config = config_of(fronts[0], certificates, url=url, cluster=True, shards=SHARDS)
         calls = [queue_scripts.count(tag, {"x|y": 1}) for tag in shard_tags(SHARDS)]
         for kind in ("async", "sync"):
             async with store_of(config, "sync" if kind == "sync" else "async") as store:
                 assert await store.run_many(calls) == [None] * SHARDS
-        for one in store_cluster.nodes:
-            await store_cluster.announce(one, 0)
+        await announce(store_cluster, [0] * len(fronts))
+
+
+async def announce(cluster: Cluster, ports: Sequence[int]) -> None:
+    """Have clients sent to these ports in place of the nodes' own."""
+    await asyncio.gather(*map(cluster.announce, cluster.nodes, ports))

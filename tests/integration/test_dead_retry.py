@@ -239,7 +239,10 @@ class TestRetry:
             ({"v": "1", "c": "c", "i": "j"}, "the envelope has no payload"),
             ({"v": "1", "p": "{}"}, "the envelope has no job id or no client"),
             ({"v": "9", "c": "c", "i": "j", "p": "{}"}, "envelope version b'9' is not known here"),
-            (envelope(r="somebody else"), "'somebody else' is not the address of a reply stream"),
+            (
+                envelope(r="somebody else"),
+                "the envelope is not valid: 'somebody else' is not the address of a reply stream",
+            ),
             ({"v": "1", "c": b"\xff", "i": "j", "p": "{}"}, "the envelope is not valid"),
         ],
     )

@@ -24,12 +24,12 @@ from askonce_queue.store_config import StoreConfig
 from askonce_queue.sync import Client as SyncClient
 from askonce_worker.cache.invalidation import invalidate
 from askonce_worker.pool.worker import Worker
-from tests.support.cluster_work import IMPATIENT, Kind, store_of, worker_on
+from tests.support.cluster_work import Kind, store_of, worker_on
 from tests.support.waiting import eventually
 
 BOTH = pytest.mark.parametrize("kind", ["async", "sync"])
 LANE = names.jobs("0", "default", "interactive")
-UNCONFIRMED = "0 of 1 replicas confirmed within 0.5 s.*enqueue the same ids again"
+UNCONFIRMED = "0 of 1 replicas confirmed within 0.25 s.*enqueue the same ids again"
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,8 @@ async def client_of(config: StoreConfig, kind: Kind) -> AsyncGenerator[Enqueues]
 
 
 def config_of(node: Node, **options: Any) -> StoreConfig:
-    given: dict[str, Any] = {"wait_replicas": 1, **IMPATIENT, **options}
+    given: dict[str, Any] = {"wait_replicas": 1, "timeout_s": 1.0, "wait_timeout_s": 0.25}
+    given |= options
     return StoreConfig(url=node.url, **given)
 
 
@@ -223,7 +224,7 @@ async def test_an_invalidation_waits_for_every_replica(pair: Replicated) -> None
     config = config_of(pair.primary, wait_replicas=0)
     assert await invalidated(config) == (True, "")
     pair.replica.pause()
-    assert await invalidated(config) == (False, "0 of 1 replicas confirmed within 0.5 s")
+    assert await invalidated(config) == (False, "0 of 1 replicas confirmed within 0.25 s")
     pair.replica.resume()
     assert await invalidated(config) == (True, "")
 
@@ -232,7 +233,7 @@ async def test_an_invalidation_waits_for_as_many_as_configured(pair: Replicated)
     """Also while fewer are connected."""
     assert await invalidated(config_of(pair.primary, wait_replicas=2)) == (
         False,
-        "1 of 2 replicas confirmed within 0.5 s",
+        "1 of 2 replicas confirmed within 0.25 s",
     )
     pair.replica.kill()
     complete, failure = await invalidated(config_of(pair.primary, wait_replicas=1))

@@ -35,6 +35,8 @@ class Lease(NamedTuple):
     deadline_ms: float
     moment: int
     attempt: int
+    taken_over: bool = False
+    """From a dead leader, by a look-up; known until it is renewed."""
 
 
 class Kept(NamedTuple):
@@ -110,7 +112,8 @@ class AnswerModel:
             may_lease = len(new) < most
             told = self._look_up(digest, token, tag_set(tags), digest in new, may_lease)
             if told.kind in "LS" and not self._is_holder(digest, token):
-                lease = Lease(token, self.now_ms + lease_ms, self.moment, told.attempt)
+                deadline_ms = self.now_ms + lease_ms
+                lease = Lease(token, deadline_ms, self.moment, told.attempt, told.taken_over)
                 self.leases[digest] = lease
                 new.add(digest)
             results.append(told)
@@ -140,7 +143,7 @@ class AnswerModel:
         if here:
             busy, attempt, from_dead = True, 1, False
         elif lease and lease.token == token:
-            return Told("L", attempt=lease.attempt)
+            return Told("L", attempt=lease.attempt, taken_over=lease.taken_over)
         else:
             from_dead = lease is not None and lease.deadline_ms < self.now_ms
             attempt = min(lease.attempt + 1, 255) if lease and from_dead else 1
@@ -179,7 +182,8 @@ class AnswerModel:
             mine = self._is_holder(digest, token)
             if mine:
                 deadline_ms = self.now_ms + lease_ms
-                self.leases[digest] = self.leases[digest]._replace(deadline_ms=deadline_ms)
+                lease = self.leases[digest]
+                self.leases[digest] = lease._replace(deadline_ms=deadline_ms, taken_over=False)
             letters += "r" if mine else "l"
         return letters
 
@@ -220,7 +224,7 @@ class AnswerModel:
         lease = self.leases[digest]
         if lease.attempt <= attempt:
             self.tries[digest] = Tries("A", attempt, self.now_ms + remember_ms)
-            lease = lease._replace(attempt=min(attempt + 1, 255))
+            lease = lease._replace(attempt=min(attempt + 1, 255), taken_over=False)
             self.leases[digest] = lease
         return lease.attempt
 

@@ -45,6 +45,10 @@ class Producer:
     def name(self) -> str:
         return self.ledger.name
 
+    def resumed(self, job_ids: Sequence[str]) -> set[str]:
+        """Those of which the reply is here already, to the job of an earlier incarnation."""
+        return {job_id for job_id in job_ids if job_id in self.ledger._early}
+
     def take_replies(self) -> None:
         """Be handed what has arrived."""
         early = self.ledger.take_early()

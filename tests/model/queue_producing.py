@@ -68,7 +68,7 @@ class Producing(QueueStage):
         some = [Job(task=task, text=f"about {job_id}", id=job_id) for job_id, task in new]
         ids = ledger.assign_ids(some)
         (call,) = ledger.prepare(ids, some, lane=lane.lane, reply_to=named)
-        resumed = set(ids).intersection(ledger._early) if named is None else set[str]()
+        resumed = producer.resumed(ids) if named is None else set[str]()
         awaited = inbox.begin(ids) if named is None else set[str]()
         letters = self.send_enqueue(producer, call, ids, some, lane, named, fate)
         failed = set(ids)

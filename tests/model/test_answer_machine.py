@@ -360,8 +360,9 @@ class AnswerMachine(RuleBasedStateMachine):
         found: dict[bytes, tuple[Lease, float]] = {}
         rows = cast("dict[bytes, bytes]", self.client.hgetall(names.leases(TAG).decode()))
         for digest, data in rows.items():
-            token, deadline_ms, built, attempt = LEASE.unpack(data)
-            found[digest] = (Lease(token, deadline_ms, -1, attempt), built)
+            token, deadline_ms, built, attempt = LEASE.unpack_from(data)
+            taken_over = data[LEASE.size :] == b"\1"
+            found[digest] = (Lease(token, deadline_ms, -1, attempt, taken_over), built)
         return found
 
     def tries(self) -> dict[bytes, Tries]:

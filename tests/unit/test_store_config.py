@@ -63,7 +63,11 @@ BAD: list[tuple[Options, str, str]] = [
         "wait_timeout_s",
         "less than timeout_s (5.0), got 5.0",
     ),
-    ({"url": URL, "timeout_s": 0.5}, "wait_timeout_s", "less than timeout_s (0.5), got 2.0"),
+    (
+        {"url": URL, "timeout_s": 0.5, "wait_timeout_s": 2.0},
+        "wait_timeout_s",
+        "less than timeout_s (0.5), got 2.0",
+    ),
     ({"url": URL, "cluster": True, "sentinel": "x"}, "sentinel", "none beside cluster = true"),
     ({"url": URL, "nodes": ("h:1",)}, "nodes", "expected cluster = true or sentinel beside it"),
     ({"url": URL, "cluster": True, "nodes": ("h",)}, "nodes", "expected \"host:port\", got 'h'"),
