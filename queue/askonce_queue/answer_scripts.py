@@ -5,22 +5,32 @@ Keys, arguments and results are described in the header of each Lua file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import Literal, NamedTuple
 
 from askonce_queue import names, pressure
 from askonce_queue.scripts import Arg, Call, Script
 
-_LOOK_UP = Script("look_up", allow_oom=True)
+_LUA = files("askonce_queue") / "lua"
+_NOW = (_LUA / "now.lua").read_text()
+VALIDITY = (_LUA / "validity.lua").read_text()
+GLOBS = (_LUA / "globs.lua").read_text()
+MOST_GLOBS = 100
+"""Globs remembered a shard; the oldest give way, and take with them all that is older."""
+
+_LOOK_UP = Script("look_up", allow_oom=True, prelude=_NOW + VALIDITY)
+_MARK_READ = Script("mark_read", allow_oom=True)
 _TAKE_OVER = Script("take_over", allow_oom=True)
 _RENEW = Script("renew", allow_oom=True)
-_FILL = Script("fill", allow_oom=False, prelude=pressure.PRELUDE)
+_FILL = Script("fill", allow_oom=False, prelude=pressure.PRELUDE + VALIDITY)
 _RELEASE = Script("release", allow_oom=True)
 _NOTE_ATTEMPT = Script("note_attempt", allow_oom=True)
 _READ_STAMPS = Script("read_stamps", allow_oom=True)
-_INVALIDATE = Script("invalidate", allow_oom=True)
+_INVALIDATE = Script("invalidate", allow_oom=True, prelude=_NOW + GLOBS)
 _SWEEP_FILLS = Script("sweep_fills", allow_oom=True)
-_SWEEP_TAGS = Script("sweep_tags", allow_oom=True)
+_SWEEP_TAGS = Script("sweep_tags", allow_oom=True, prelude=_NOW + GLOBS)
 
 
 class Fill(NamedTuple):
@@ -44,6 +54,31 @@ class Release(NamedTuple):
     error: bytes = b""
 
 
+_DEMAND = struct.Struct("<Bdd")
+NO_LIMIT_MS = 1e18
+
+
+class Demand(NamedTuple):
+    """What an asker demands of a stored answer, beyond that it is valid; times in ms.
+
+    `cached_only`: it is not to be computed. `anew`: whatever there is, it is to be computed, also
+    if somebody does so already. `spare`: an answer that does not do is told all the same where it
+    may stand in for an error. `least_left_ms`: more than that of its freshness must be left; below
+    0: it may be stale by less than that.
+    """
+
+    cached_only: bool = False
+    anew: bool = False
+    spare: bool = False
+    max_age_ms: float = NO_LIMIT_MS
+    least_left_ms: float = 0.0
+
+    def pack(self) -> bytes:
+        """As `look_up.lua` reads it."""
+        flags = self.cached_only + 2 * self.anew + 4 * self.spare
+        return _DEMAND.pack(flags, self.max_age_ms, self.least_left_ms)
+
+
 def look_up(
     tag: str,
     *,
@@ -52,8 +87,14 @@ def look_up(
     max_new_leases: int,
     digests: Sequence[bytes],
     asker_tags: Sequence[str],
+    demands: Mapping[int, bytes] | None = None,
 ) -> Call:
+    """`demands`: number of a key, from 0 → its packed `Demand`."""
     prefix = names.answer_prefix(tag)
+    args: list[Arg] = [token, lease_ms, max_new_leases, *asker_tags]
+    if demands:
+        for number, demand in demands.items():
+            args += (number + 1, demand)
     return Call(
         _LOOK_UP,
         [
@@ -63,7 +104,17 @@ def look_up(
             names.tries(tag),
             *[prefix + digest for digest in digests],
         ],
-        [token, lease_ms, max_new_leases, *asker_tags],
+        args,
+    )
+
+
+def mark_read(tag: str, read: Sequence[tuple[bytes, float]]) -> Call:
+    """`read`: digests with the time of their creation, in ms."""
+    prefix = names.answer_prefix(tag)
+    return Call(
+        _MARK_READ,
+        [prefix + digest for digest, _ in read],
+        [f"{created_ms:.0f}" for _, created_ms in read],
     )
 
 
@@ -115,9 +166,9 @@ def read_stamps(tag: str, *, seen_inv: int, most_tags: int) -> Call:
     return Call(_READ_STAMPS, [names.stamps(tag), names.last(tag)], [seen_inv, most_tags])
 
 
-def invalidate(tag: str, *, everything: bool, tags: Sequence[str]) -> Call:
+def invalidate(tag: str, *, everything: bool, tags: Sequence[bytes | str]) -> Call:
     keys = [names.stamps(tag), names.last(tag)]
-    return Call(_INVALIDATE, keys, ["1" if everything else "0", *tags])
+    return Call(_INVALIDATE, keys, ["1" if everything else "0", MOST_GLOBS, *tags])
 
 
 def sweep_leases(tag: str, *, cursor: int, count: int, grace_ms: int) -> Call:
@@ -133,4 +184,4 @@ def _sweep(key: bytes, cursor: int, count: int, where: str, grace_ms: int) -> Ca
 
 
 def sweep_tags(tag: str, *, count: int, most: int) -> Call:
-    return Call(_SWEEP_TAGS, [names.stamps(tag), names.last(tag)], [count, most])
+    return Call(_SWEEP_TAGS, [names.stamps(tag), names.last(tag)], [count, most, MOST_GLOBS])

@@ -23,6 +23,34 @@ MAX_ID_CHARS = 200
 MAX_TAGS = 16
 MAX_TAG_CHARS = 200
 MAX_TENANT_CHARS = 200
+SOURCE_PREFIX = "source:"
+MAX_CONTROL_S = 10 * 365 * 86_400
+
+
+class CacheControl(
+    msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, kw_only=True, frozen=True
+):
+    """How one job's answer may be found and kept: HTTP's request directives, in seconds.
+
+    `no_store`: an answer that is there will do, a new one is not kept for this job's sake.
+    `no_cache`: ask the model anew, and keep its answer. `max_age_s`, `min_fresh_s`, `max_stale_s`:
+    which stored answers will do. `only_if_cached`: the error `not_cached` instead of a model call.
+    `stale_if_error_s`: an answer this stale will do if the model fails. `ttl_s`: an answer older
+    than that will not do, and a new one is kept no longer; what is stored already stays.
+    `namespace`: asks of different namespaces never share. `cacheable`: the caller's word instead of
+    the task's on whether answers are shared and kept.
+    """
+
+    cacheable: bool | None = None
+    no_store: bool = False
+    no_cache: bool = False
+    only_if_cached: bool = False
+    max_age_s: float | None = None
+    min_fresh_s: float | None = None
+    max_stale_s: float | None = None
+    stale_if_error_s: float | None = None
+    ttl_s: float | None = None
+    namespace: str = ""
 
 
 class Payload(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, gc=False):
@@ -36,13 +64,15 @@ class Payload(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, gc
     text: str | None = None
     messages: list[Json] | None = None
     params: Json | None = None
+    cache: CacheControl | None = None
 
 
 class Job(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """One request to a task, as producers write it.
 
     Exactly one of `text` (str) and `messages` (chat messages, `{"role", "content"}`) is given.
-    `id` defaults to a new unique id. `tags` are names by which the answer can be invalidated.
+    `id` defaults to a new unique id. `tags` are names by which the answer can be invalidated;
+    `sources` are what it is built on (documents, an index), by which it can be invalidated, too.
     """
 
     task: str
@@ -52,6 +82,18 @@ class Job(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, kw_onl
     id: str | None = None
     tenant: str = ""
     tags: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    cache: CacheControl | None = None
+
+    @property
+    def all_tags(self) -> tuple[str, ...]:
+        """Its tags, and those that stand for its sources."""
+        return self.tags + tuple(map(source_tag, self.sources)) if self.sources else self.tags
+
+
+def source_tag(source: str) -> str:
+    """The tag of answers that are built on a source."""
+    return SOURCE_PREFIX + source
 
 
 _encoder = msgspec.json.Encoder()
@@ -69,7 +111,13 @@ def encode_payload(job: Job, max_bytes: int = MAX_JOB_BYTES) -> bytes:
         if job.messages is not None or job.params is not None:
             _check_numbers((job.messages, job.params))
         payload = _encoder.encode(
-            Payload(task=job.task, text=job.text, messages=job.messages, params=job.params)
+            Payload(
+                task=job.task,
+                text=job.text,
+                messages=job.messages,
+                params=job.params,
+                cache=job.cache,
+            )
         )
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise InvalidJob(f"the job is not valid JSON or Unicode: {error}") from error
@@ -79,8 +127,10 @@ def encode_payload(job: Job, max_bytes: int = MAX_JOB_BYTES) -> bytes:
         )
     if job.id is not None and not valid_name(job.id, MAX_ID_CHARS):
         raise InvalidJob(f"job ids are 1 to {MAX_ID_CHARS} printable characters: {job.id!r:.60}")
-    if job.tenant != "" or job.tags != ():
-        check_envelope(job.tenant, job.tags)
+    if job.tenant != "" or job.tags != () or job.sources != ():
+        check_envelope(job.tenant, job.all_tags)
+    if job.cache is not None:
+        check_control(job.cache)
     return payload
 
 
@@ -106,6 +156,20 @@ def check_envelope(tenant: str, tags: tuple[str, ...]) -> None:
     for tag in tags:
         if not valid_name(tag, MAX_TAG_CHARS):
             raise InvalidJob(f"tags are 1 to {MAX_TAG_CHARS} printable characters: {tag!r:.60}")
+
+
+def check_control(control: CacheControl) -> None:
+    """Check the cache control of a job; raises `InvalidJob`."""
+    for name in ("max_age_s", "min_fresh_s", "max_stale_s", "stale_if_error_s", "ttl_s"):
+        seconds = getattr(control, name)
+        if seconds is not None and not 0 <= seconds <= MAX_CONTROL_S:
+            raise InvalidJob(f"cache.{name} is from 0 to {MAX_CONTROL_S} seconds, not {seconds}")
+    if control.min_fresh_s is not None and control.max_stale_s is not None:
+        raise InvalidJob("cache.max_stale_s cannot be met beside cache.min_fresh_s: give one")
+    if control.only_if_cached and control.no_cache:
+        raise InvalidJob("cache.only_if_cached cannot be met beside cache.no_cache: give one")
+    if control.namespace and not valid_name(control.namespace, MAX_TENANT_CHARS):
+        raise InvalidJob(f"cache.namespace has at most {MAX_TENANT_CHARS} printable characters")
 
 
 def valid_name(name: object, max_chars: int) -> bool:

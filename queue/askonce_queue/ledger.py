@@ -140,7 +140,7 @@ class Ledger:
         if reply_to is not None and not CLIENT_NAME.fullmatch(reply_to):
             raise InvalidJob(f"reply streams match {CLIENT_NAME.pattern}, not {reply_to!r}")
         address = f"{NAMED}{reply_to}" if reply_to is not None else ""
-        plain = not any(job.tenant or job.tags for job in jobs)
+        plain = not any(job.tenant or job.tags or job.sources for job in jobs)
         shards, most = len(self.tags), self._limits.max_job_bytes
         parts: defaultdict[int, tuple[list[str], list[Arg]]] = defaultdict(lambda: ([], []))
         for job_id, job in zip(ids, jobs, strict=True):
@@ -149,7 +149,7 @@ class Ledger:
             args.append(job_id)
             args.append(encode_payload(job, most))
             if not plain:
-                args += (job.tenant, "\n".join(job.tags), "")
+                args += (job.tenant, "\n".join(job.all_tags), "")
         return self._calls(parts, lane, address, 2 if plain else 5)
 
     def _calls(

@@ -30,6 +30,7 @@ ErrorCode = Literal[
     "timeout",  # no answer in time after all retries
     "unavailable",  # connection failures or 5xx after all retries
     "model_failed",  # a Python model raised
+    "not_cached",  # only_if_cached, and no stored answer will do
     "deferred_full",  # the model is saturated, and no more jobs may wait for it
     "store_unavailable",  # the store could not be asked, and the caller does not wait for it
     "internal",  # a fault of askonce itself

@@ -498,7 +498,7 @@ def test_scripts_and_stamps_agree_with_what_happened(
             )
             expected = valid(since, tags + asker)
             assert told.kind == ("+" if expected else "F")
-            assert stamps.valid(0, stamp, tags, asker) == expected
+            assert stamps.valid(0, stamp, tags, asker, digest) == expected
 
 
 def _watch(shard: VirtualShard, stamps: Stamps) -> None:

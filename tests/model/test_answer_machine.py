@@ -31,7 +31,16 @@ from tests.model.effort import TIMEOUT, effort
 from tests.model.model_answers import AnswerModel, Lease, Tries, tag_set
 from tests.model.watchers import Watcher
 from tests.model.wire import FATES, Fate, Wire
-from tests.support.virtual_scripts import HEADER, LEASE, TAG, TRIES, Told, VirtualShard, read_result
+from tests.support.virtual_scripts import (
+    ANY,
+    HEADER,
+    LEASE,
+    TAG,
+    TRIES,
+    Told,
+    VirtualShard,
+    read_result,
+)
 
 pytestmark = TIMEOUT
 
@@ -125,6 +134,7 @@ class AnswerMachine(RuleBasedStateMachine):
             max_new_leases=most,
             digests=[digest for digest, _ in asked],
             asker_tags=[tags for _, tags in asked],
+            demands=dict.fromkeys(range(len(asked)), ANY.pack()),
         )
         told = self.wire.send(
             call, lambda: self.model.look_up(token, LEASE_MS, most, asked), read, fate
@@ -332,6 +342,7 @@ class AnswerMachine(RuleBasedStateMachine):
             max_new_leases=0,
             digests=[digest for digest, _ in asked],
             asker_tags=[tags for _, tags in asked],
+            demands=dict.fromkeys(range(len(asked)), ANY.pack()),
         )
         told = self.read(self.shard.run(call))
         assert told == self.model.look_up(token, LEASE_MS, 0, asked)

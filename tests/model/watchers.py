@@ -31,6 +31,9 @@ class Remembered(NamedTuple):
     moment: int
 
 
+KEY = b"k" * 32
+
+
 class _Seen(NamedTuple):
     """What was known at a look, and when that was."""
 
@@ -98,6 +101,7 @@ class Watcher:
             kept=self._clock.now_s + ttl_ms / 1000,
             tags=tuple(tags),
             shard=0,
+            fresh_until=self._clock.now_s + ttl_ms / 1000,
         )
         self._remembered.append(Remembered(entry, moment))
 
@@ -116,7 +120,7 @@ class Watcher:
         """It serves what was good when it looked last, for a while, and nothing else."""
         for entry, moment in self._remembered:
             for asker in map(tag_set, askers):
-                serves = self._stamps.usable(entry, sorted(asker), self._clock.now_s)
+                serves = self._stamps.usable(entry, sorted(asker), KEY, self._clock.now_s)
                 may_serve = self._may_serve(moment, {*entry.tags, *asker})
                 is_exact = self._most_tags == stamps_module.MOST_TAGS
                 assert serves == may_serve if is_exact else serves <= may_serve

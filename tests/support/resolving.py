@@ -9,7 +9,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import anyio
 import redis.asyncio
@@ -20,6 +20,7 @@ from askonce_queue.shards import shard_tags
 from askonce_queue.store import Store
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.key import KeyMaker, task_digest
+from askonce_worker.cache.policy import Control, Policy
 from askonce_worker.clock import SystemClock
 from askonce_worker.models.protocol import Model, Prompt, Question
 from askonce_worker.models.retry import RetryPolicy
@@ -52,12 +53,21 @@ class Waiter:
     """An ask that keeps all it is told."""
 
     def __init__(
-        self, task: Task, text: str, *, tags: Sequence[str] = (), cacheable: bool = True
+        self,
+        task: Task,
+        text: str,
+        *,
+        tags: Sequence[str] = (),
+        cacheable: bool = True,
+        tenant: str = "",
+        control: Control | None = None,
     ) -> None:
         self.task = task
         self.key = task.key_maker.text_key(text)
-        self.tags = tags
+        self.tags = (*task.tags, *tags)
         self.cacheable = cacheable
+        self.tenant = tenant
+        self.control = control
         self.outcomes: list[Outcome] = []
         self._text = text
         self._told = asyncio.Event()
@@ -171,6 +181,7 @@ def make_task(
     retry: RetryPolicy = QUICK_RETRY,
     ttl_s: float = 3600.0,
     remember_s: float = 60.0,
+    **policy: Any,
 ) -> Task:
     """A task on `model`, with a backend of its own; equal questions have equal keys everywhere."""
     return Task(
@@ -178,7 +189,7 @@ def make_task(
         backend=Backend("m", model, slots, patience_s),
         prompt=Prompt(),
         key_maker=KeyMaker(DIGEST, shared=False),
-        ttl_s=ttl_s,
+        policy=Policy(ttl_s=ttl_s, **policy),
         retry=retry,
         remember_rejection_s=remember_s,
         remember_exhausted_s=remember_s,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import redis
 
 from askonce_queue import answer_scripts, names, pressure
-from askonce_queue.answer_scripts import Fill, Release
+from askonce_queue.answer_scripts import NO_LIMIT_MS, Demand, Fill, Release
 from askonce_queue.scripts import Call, Script, run_sync
 
 CLOCK_FIELD = "virtual_us"
@@ -20,7 +20,11 @@ end
 local function now_ms()
   return math.floor(now_us() / 1000)
 end
-{pressure.FUNCTIONS}"""
+{pressure.FUNCTIONS}
+{answer_scripts.VALIDITY}
+{answer_scripts.GLOBS}"""
+ANY = Demand(least_left_ms=-NO_LIMIT_MS)
+"""Whatever there is will do, stale or not."""
 START_MS = 1_800_000_000_000
 TAG = "0"
 LEASE = struct.Struct("<16sddB")
@@ -73,6 +77,7 @@ class VirtualShard:
         tags: Sequence[str] | str = "",
         lease_ms: int = 10_000,
         max_new_leases: int = 100,
+        demand: Demand = ANY,
     ) -> list[Told]:
         """`tags`: the asker's, joined by line breaks; one text for all keys, or one a key."""
         raw = self.run(
@@ -83,13 +88,16 @@ class VirtualShard:
                 max_new_leases=max_new_leases,
                 digests=digests,
                 asker_tags=[tags] * len(digests) if isinstance(tags, str) else tags,
+                demands=dict.fromkeys(range(len(digests)), demand.pack()),
             )
         )
         assert float(raw[0]) == self.now_ms // 1
         return [read_result(one) for one in raw[2:]]
 
-    def look_up_one(self, digest: bytes, *, token: bytes, tags: str = "") -> Told:
-        (told,) = self.look_up(digest, token=token, tags=tags)
+    def look_up_one(
+        self, digest: bytes, *, token: bytes, tags: str = "", demand: Demand = ANY
+    ) -> Told:
+        (told,) = self.look_up(digest, token=token, tags=tags, demand=demand)
         return told
 
     def fill(
@@ -134,6 +142,12 @@ def read_result(data: bytes) -> Told:
         case "S":
             built, attempt = struct.unpack_from("<dB", data, 1)
             return Told("S", built=built, attempt=attempt, entry=data[10:])
+        case "X":
+            built, attempt, taken_over = struct.unpack_from("<dBB", data, 1)
+            return Told("X", built, attempt, bool(taken_over), entry=data[11:])
+        case "E":
+            (size,) = struct.unpack_from("<I", data, 1)
+            return Told("E", error=data[5 : 5 + size], entry=data[5 + size :])
         case "B":
             assert len(data) == 17
             return Told("B", token=data[1:])

@@ -70,7 +70,7 @@ class TestGood:
     def test_a_plain_job(self) -> None:
         delivery = good(entry({"task": "echo", "text": "hi"}))
         assert (delivery.job_id, delivery.record) == ("job", "client/job")
-        assert (delivery.address, delivery.tags, delivery.cacheable) == ("client", (), True)
+        assert (delivery.address, delivery.tags, delivery.cacheable) == ("client", ("task:echo",), True)
         assert delivery.question() == Question(text="hi")
 
     def test_the_quick_and_the_careful_way_agree(self) -> None:

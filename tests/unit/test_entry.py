@@ -133,7 +133,8 @@ def test_ages_and_deadlines_are_counted_from_now() -> None:
     assert entry.born == 1000.0 - 20
     assert entry.kept == 1000.0 + 30
     assert entry.built == BUILT
-    assert (entry.shard, entry.stale) == (2, False)
+    assert (entry.shard, entry.fresh_until) == (2, 1000.0 + 30)
+    assert entry.created_ms == NOW_MS
 
 
 def test_memory_keeps_it_no_longer_than_it_may() -> None:
@@ -142,7 +143,7 @@ def test_memory_keeps_it_no_longer_than_it_may() -> None:
 
 def test_a_stale_entry() -> None:
     entry = decode(packed(), at_ms=NOW_MS + 50_000)
-    assert entry.stale
+    assert entry.fresh_until == 1000.0
     assert entry.kept <= 1000.0
 
 

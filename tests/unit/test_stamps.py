@@ -82,6 +82,8 @@ def new_stamps(shards: int = 1) -> Stamps:
     return Stamps(Store("redis://127.0.0.1:1/0", shards=shards), SystemClock(), BOUND_S)
 
 
+KEY = b"k" * 32
+
 some_tags = st.lists(st.sampled_from(TAGS), max_size=3, unique=True)
 steps = st.lists(
     st.tuples(st.sampled_from(["tags", "all", "build", "pass", "watch", "lose"]), some_tags),
@@ -116,7 +118,7 @@ def test_an_entry_is_valid_unless_something_of_it_or_its_asker_was_invalidated_s
     play(world, happening)
     for since, built, tags in world.entries:
         expected = world.is_valid(since, tags | set(asker))
-        assert world.stamps.valid(0, built, tuple(tags), asker) == expected
+        assert world.stamps.valid(0, built, tuple(tags), asker, KEY) == expected
 
 
 @settings(max_examples=400, deadline=None)
@@ -129,16 +131,16 @@ def test_with_too_little_room_it_errs_to_the_safe_side(
         world = World(most_tags)
         play(world, happening)
         for since, built, tags in world.entries:
-            if world.stamps.valid(0, built, tuple(tags), asker):
+            if world.stamps.valid(0, built, tuple(tags), asker, KEY):
                 assert world.is_valid(since, tags | set(asker))
         world.build(["a"])
-        assert world.stamps.valid(0, world.shard.inv, ("a",), asker)  # what is new is good
+        assert world.stamps.valid(0, world.shard.inv, ("a",), asker, KEY)  # what is new is good
 
 
 def test_before_anything_was_read_nothing_is_valid() -> None:
     stamps = new_stamps()
-    assert not stamps.valid(0, 1e18, (), ())
-    assert not stamps.usable(entry_of(1e18), (), 0.0)
+    assert not stamps.valid(0, 1e18, (), (), KEY)
+    assert not stamps.usable(entry_of(1e18), (), KEY, 0.0)
 
 
 def test_it_remembers_no_more_tags_than_its_bound() -> None:
@@ -157,7 +159,16 @@ def test_it_remembers_no_more_tags_than_its_bound() -> None:
 def entry_of(built: float, shard: int = 0) -> Entry:
     answer = Answer(label="a")
     json = encode_json(answer)
-    return Entry(answer, json, born=0.0, built=built, kept=9e9, tags=("a",), shard=shard)
+    return Entry(
+        answer,
+        json,
+        born=0.0,
+        built=built,
+        kept=9e9,
+        tags=("a",),
+        shard=shard,
+        fresh_until=9e9,
+    )
 
 
 def test_memory_is_usable_while_the_shard_was_seen() -> None:
@@ -165,15 +176,49 @@ def test_memory_is_usable_while_the_shard_was_seen() -> None:
     stamps._note(0, [b"100", b"50"])
     stamps._seen_at[0] = 10.0
     for built, usable in ((100.0, True), (60.0, True), (49.0, False)):
-        assert stamps.usable(entry_of(built), (), 10.0 + BOUND_S) is usable
-    assert not stamps.usable(entry_of(100.0), (), 10.001 + BOUND_S)
-    assert not stamps.usable(entry_of(100.0, shard=1), (), 10.0)
+        assert stamps.usable(entry_of(built), (), KEY, 10.0 + BOUND_S) is usable
+    assert not stamps.usable(entry_of(100.0), (), KEY, 10.001 + BOUND_S)
+    assert not stamps.usable(entry_of(100.0, shard=1), (), KEY, 10.0)
 
 
 def test_shards_are_apart() -> None:
     stamps = new_stamps(2)
     stamps._note(0, [b"100", b"100"])
     stamps._note(1, [b"100", b"50", b"a", b"90"])
-    assert not stamps.valid(0, 80.0, (), ())
-    assert stamps.valid(1, 80.0, (), ())
-    assert not stamps.valid(1, 80.0, (), ("a",))
+    assert not stamps.valid(0, 80.0, (), (), KEY)
+    assert stamps.valid(1, 80.0, (), (), KEY)
+    assert not stamps.valid(1, 80.0, (), ("a",), KEY)
+
+
+def test_a_key_is_invalidated_by_itself() -> None:
+    stamps = new_stamps()
+    stamps._note(0, [b"100", b"50", b"\0" + KEY, b"90"])
+    assert not stamps.valid(0, 80.0, (), (), KEY)
+    assert stamps.valid(0, 90.0, (), (), KEY)
+    assert stamps.valid(0, 80.0, (), (), b"o" * 32)
+
+
+@pytest.mark.parametrize(
+    ("glob", "tag", "matches"),
+    [
+        ("user:*", "user:7", True),
+        ("user:*", "a user:7", False),
+        ("*:eu:*", "shop:eu:7", True),
+        ("user:?", "user:7", True),
+        ("user:?", "user:77", False),
+        ("user:?", "user:\u00e4", False),  # two bytes
+        ("a.c", "abc", False),
+        ("a[b]%c", "a[b]%c", True),
+        ("*", "", True),
+    ],
+)
+def test_globs(glob: str, tag: str, matches: bool) -> None:
+    """The same as in the scripts, see test_look_up.py."""
+    stamps = new_stamps()
+    stamps._note(0, [b"100", b"50", b"*" + glob.encode(), b"90"])
+    assert stamps.valid(0, 80.0, (tag,), (), KEY) is not matches
+    assert stamps.valid(0, 80.0, (), (tag,), KEY) is not matches
+    assert stamps.valid(0, 90.0, (tag,), (), KEY)
+    # The next change brings all globs there are.
+    stamps._note(0, [b"110", b"50", b"other", b"110"])
+    assert stamps.valid(0, 80.0, (tag,), (), KEY)

@@ -11,6 +11,7 @@ from askonce_queue.embedded import EmbeddedStore
 from askonce_queue.store_config import StoreConfig
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.cache.normalize import normalizer
+from askonce_worker.cache.policy import Policy
 from askonce_worker.config import PythonModelConfig, Settings, TaskConfig
 from askonce_worker.models.openai import OpenAIModel
 from askonce_worker.models.protocol import Model, Prompt
@@ -105,13 +106,29 @@ def build_task(settings: Settings, name: str, config: TaskConfig, backend: Backe
         prompt=prompt,
         key_maker=KeyMaker(digest, shared=config.shared),
         normalize=normalizer(config.normalize),
-        cacheable=config.cache.cacheable,
-        ttl_s=float(config.cache.ttl_s),
-        memory_ttl_s=float(config.cache.memory_ttl_s),
+        policy=build_policy(config),
         max_input_bytes=int(config.max_input_bytes),
         retry=RetryPolicy(max_attempts=settings.worker.max_attempts),
         remember_rejection_s=settings.worker.remember_rejection_s,
         remember_exhausted_s=settings.worker.remember_exhausted_s,
+    )
+
+
+def build_policy(config: TaskConfig) -> Policy:
+    """What a task's answers may be kept for. One that samples has said whether they are."""
+    cache = config.cache
+    return Policy(
+        cacheable=cache.cacheable,
+        deterministic=cache.deterministic or config.temperature != 0,
+        ttl_s=float(cache.ttl_s),
+        memory_ttl_s=float(cache.memory_ttl_s),
+        ttl_by_label_s={label: float(ttl) for label, ttl in cache.ttl_by_label_s.items()},
+        jitter=cache.jitter,
+        stale_while_revalidate_s=float(cache.stale_while_revalidate_s),
+        stale_if_error_s=float(cache.stale_if_error_s),
+        min_confidence=cache.min_confidence,
+        never_cache_labels=frozenset(cache.never_cache_labels),
+        hit_for_miss_s=float(cache.hit_for_miss_s),
     )
 
 

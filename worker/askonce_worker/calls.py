@@ -68,7 +68,7 @@ class Calls:
     async def fly(self, flight: Flight) -> None:
         """Ask until there is an answer or a reason to stop; never raises but for cancellation."""
         alone = flight.token is None
-        reason = "bypass" if alone else "takeover" if flight.takeover else "fill"
+        reason = _reason(flight)
         while True:
             try:
                 answer = await self._ask(flight, reason)
@@ -182,6 +182,15 @@ class Calls:
             await self._tier.release(flight.shard, [release])
         except StoreUnavailable:
             log.warning("a lease could not be given back: it runs out", task=flight.task.name)
+
+
+def _reason(flight: Flight) -> str:
+    """Why the model is asked the first time."""
+    if flight.token is None or not flight.may_keep:
+        return "bypass"
+    if flight.takeover:
+        return "takeover"
+    return "refresh" if flight.refresh or flight.spare is not None else "fill"
 
 
 async def _in_a_task_of_its_own(call: Coroutine[Any, Any, Answer]) -> Answer:

@@ -14,7 +14,7 @@ from msgspec import Meta, field
 
 from askonce_queue.pressure import MAX_MEMORY_SHARE
 from askonce_worker.config_listen import ListenAddress, parse_listen
-from askonce_worker.config_units import Bytes, Seconds, check_json
+from askonce_worker.config_units import Bytes, Seconds, Stale, check_json
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """What names of tasks, models and pools look like: they stand in keys, logs and command lines."""
@@ -85,6 +85,24 @@ class CacheConfig(msgspec.Struct, frozen=True):
     """How long a worker's memory keeps it."""
     cacheable: bool = True
     """Whether answers are kept at all. To be stated when `temperature` is not 0."""
+    deterministic: bool = False
+    """Whether answers are kept also of jobs that ask for another temperature than 0."""
+    ttl_by_label_s: dict[str, Seconds] = field(name="ttl_by_label", default_factory=dict)
+    """Label → how long the store keeps such an answer, instead of `ttl`."""
+    jitter: Annotated[float, Meta(ge=0, le=0.5)] = 0.1
+    """The share of a TTL by which it may be shortened, so that answers do not expire together."""
+    stale_while_revalidate_s: Stale = field(name="stale_while_revalidate", default=Stale(0))
+    """How long after its TTL an answer is served while one worker refreshes it."""
+    stale_if_error_s: Stale = field(name="stale_if_error", default=Stale(0))
+    """How long after its TTL an answer is served when the model fails."""
+    min_confidence: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Answers with a lower score are not kept."""
+    never_cache_labels: tuple[str, ...] = ()
+    """Labels of answers that are not kept."""
+    hit_for_miss_s: Stale = field(name="hit_for_miss", default=Stale(10))
+    """How long everybody asks for themselves after an answer that was not kept."""
+    sources: tuple[str, ...] = ()
+    """What every answer is built on: documents, an index. By these it can be invalidated."""
 
 
 class TaskConfig(msgspec.Struct, frozen=True, kw_only=True):

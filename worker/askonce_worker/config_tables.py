@@ -13,7 +13,14 @@ from typing import Any, TypeVar, get_args, get_origin
 import msgspec
 
 from askonce_queue.errors import ConfigError
-from askonce_worker.config_units import Bytes, Seconds, parse_bytes, parse_seconds
+from askonce_worker.config_units import (
+    Bytes,
+    Seconds,
+    Stale,
+    parse_bytes,
+    parse_seconds,
+    parse_stale,
+)
 
 Table = dict[str, Any]
 Struct = TypeVar("Struct", bound=msgspec.Struct)
@@ -113,6 +120,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def _convert_unit(kind: type, value: object) -> object:
     if kind is Seconds:
         return parse_seconds(value)
+    if kind is Stale:
+        return parse_stale(value)
     if kind is Bytes:
         return parse_bytes(value)
     raise NotImplementedError(f"no conversion to {kind}")

@@ -19,6 +19,10 @@ class Seconds(float):
     """A duration in seconds, above 0 and up to ten years."""
 
 
+class Stale(float):
+    """A duration in seconds, from 0 up to ten years."""
+
+
 class Bytes(int):
     """A size in bytes, above 0; a kb is 1024 bytes, as in the store's own configuration."""
 
@@ -30,6 +34,11 @@ def parse_seconds(value: object) -> Seconds:
     if not 0 < seconds <= MAX_SECONDS:
         raise ValueError(f"expected a duration above 0 and up to 3650d, got {value!r}")
     return Seconds(seconds)
+
+
+def parse_stale(value: object) -> Stale:
+    """Read a duration that may be 0. Raises `ValueError`."""
+    return Stale(0 if value == 0 and not isinstance(value, bool) else parse_seconds(value))
 
 
 def parse_bytes(value: object) -> Bytes:

@@ -6,8 +6,9 @@ fill comes before the replies, so a crash between the two replays as a hit.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import anyio
 import structlog
@@ -17,6 +18,7 @@ from askonce_queue.answer_scripts import Fill, Release
 from askonce_queue.errors import StoreUnavailable
 from askonce_queue.scripts import CHUNK
 from askonce_worker.cache.entry import MOST_TAG_BYTES, Entry
+from askonce_worker.cache.policy import Lifetime
 from askonce_worker.cache.store_tier import StoreTier
 from askonce_worker.calls import NewAnswer
 from askonce_worker.clock import Clock
@@ -35,16 +37,24 @@ _ENDS = {"f": FlightEnd.FILLED, "x": FlightEnd.FENCED, "i": FlightEnd.INVALIDATE
 class _Finished(NamedTuple):
     flight: Flight
     new: NewAnswer
+    lifetime: Lifetime
 
 
 class Fills:
     """Writes answers and lands their flights; one loop a shard."""
 
     def __init__(
-        self, tier: StoreTier, clock: Clock, leases: Leases, landing: Landing, shards: int
+        self,
+        tier: StoreTier,
+        clock: Clock,
+        rng: random.Random,
+        leases: Leases,
+        landing: Landing,
+        shards: int,
     ) -> None:
         self._tier = tier
         self._clock = clock
+        self._rng = rng
         self._leases = leases
         self._landing = landing
         self._finished: list[list[_Finished]] = [[] for _ in range(shards)]
@@ -52,7 +62,9 @@ class Fills:
 
     def put(self, flight: Flight, new: NewAnswer) -> None:
         """Take the answer of a flight; one that may not be kept lands at once."""
-        finished = _Finished(flight, new)
+        policy = flight.task.policy
+        lifetime = policy.lifetime(new.answer, flight.most_ttl_s, self._rng)
+        finished = _Finished(flight, new, lifetime)
         if not self._leases.may_fill(flight):
             self._land(finished, FlightEnd.FENCED if flight.leased_once else FlightEnd.UNKEPT)
             return
@@ -95,7 +107,12 @@ class Fills:
             await self._give_back(shard, group)
         letters = written[1] if written else "u" * len(group)
         for finished, letter in zip(group, letters, strict=True):
-            self._land(finished, _ENDS.get(letter, FlightEnd.UNKEPT), valid=letter in "fm")
+            self._land(
+                finished,
+                _ENDS.get(letter, FlightEnd.UNKEPT),
+                valid=letter in "fm",
+                created_ms=written[0] if written else 0.0,
+            )
 
     def _keep_for_later(self, shard: int, group: list[_Finished]) -> list[_Finished]:
         """Try again while the leases last, and return those whose askers wait for no store."""
@@ -113,6 +130,13 @@ class Fills:
             flight = finished.flight
             if not self._leases.may_fill(flight):
                 self._land(finished, FlightEnd.FENCED)
+            elif not flight.task.policy.admits(finished.new.answer):
+                remember_ms = int(flight.task.policy.hit_for_miss_s * 1000)
+                await self._give_back(shard, [finished], "U" if remember_ms else "", remember_ms)
+                self._land(finished, FlightEnd.UNADMITTED)
+            elif not flight.may_keep:
+                await self._give_back(shard, [finished])
+                self._land(finished, FlightEnd.UNADMITTED)
             elif len(flight.tag_text.encode()) > MOST_TAG_BYTES:
                 # An entry must name all tags that can take it back, or not be.
                 await self._give_back(shard, [finished])
@@ -121,16 +145,33 @@ class Fills:
                 group.append(finished)
         return group
 
-    async def _give_back(self, shard: int, group: Sequence[_Finished]) -> None:
-        """The store took no answers (memory pressure): let others lead."""
+    async def _give_back(
+        self,
+        shard: int,
+        group: Sequence[_Finished],
+        kind: Literal["", "U"] = "",
+        remember_ms: int = 0,
+    ) -> None:
+        """Answers that are not kept: let others lead, or (`U`) for a while ask for themselves."""
         try:
             await self._tier.release(
-                shard, [Release(one.flight.key, one.flight.token or b"") for one in group]
+                shard,
+                [
+                    Release(one.flight.key, one.flight.token or b"", kind, remember_ms)
+                    for one in group
+                ],
             )
         except StoreUnavailable:
             log.warning("leases could not be given back: they run out", leases=len(group))
 
-    def _land(self, finished: _Finished, end: FlightEnd, *, valid: bool = False) -> None:
+    def _land(
+        self,
+        finished: _Finished,
+        end: FlightEnd,
+        *,
+        valid: bool = False,
+        created_ms: float = 0.0,
+    ) -> None:
         """Give the answer to all who wait; `valid`: lease and stamps held, memory may keep it."""
         flight, now = finished.flight, self._clock.monotonic()
         self._leases.drop(flight)
@@ -139,9 +180,12 @@ class Fills:
             finished.new.json,
             born=now,
             built=flight.built,
-            kept=now + flight.task.memory_ttl_s,
+            kept=now + finished.lifetime.memory_s,
             tags=tuple(flight.tags),
             shard=flight.shard,
+            fresh_until=now + finished.lifetime.fresh_ms / 1000,
+            created_ms=created_ms,
+            unread=end is FlightEnd.FILLED,
         )
         self._landing.answer(flight, entry, end, keep=valid)
 
@@ -149,5 +193,5 @@ class Fills:
 def _fill(finished: _Finished) -> Fill:
     flight = finished.flight
     assert flight.token is not None
-    ttl_ms = int(flight.task.ttl_s * 1000)
-    return Fill(flight.key, flight.token, ttl_ms, ttl_ms, flight.tag_text, finished.new.body)
+    fresh_ms, keep_ms, _ = finished.lifetime
+    return Fill(flight.key, flight.token, fresh_ms, keep_ms, flight.tag_text, finished.new.body)

@@ -8,11 +8,13 @@ resolver's own tasks, and lands whether or not anybody still waits.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from askonce_queue.reply import ErrorInfo, Source
 from askonce_worker.cache.entry import Entry
+from askonce_worker.cache.policy import Control, demand_of
 from askonce_worker.cache.store_tier import Leased
 from askonce_worker.models.protocol import Question
 from askonce_worker.tasks import Task
@@ -37,6 +39,10 @@ class FlightEnd(enum.Enum):
     """A deterministic failure, ours or remembered from another process."""
     EXHAUSTED = "exhausted"
     """Transient failures until the key's attempts were used up."""
+    UNADMITTED = "unadmitted"
+    """The model answered, and the task does not keep such an answer."""
+    NOT_CACHED = "not_cached"
+    """Nobody was to be asked, and the store has nothing that would do."""
     DEFERRED = "deferred"
     """The model has no room, and too many wait already: the jobs wait in the store."""
     NO_STORE = "no_store"
@@ -58,12 +64,22 @@ class Ask(Protocol):
 
     @property
     def tags(self) -> Sequence[str]:
-        """The asker's own tags; the task's is implied."""
+        """All by which its answer can be invalidated: its own tags and its task's."""
+        ...
+
+    @property
+    def tenant(self) -> str:
+        """Who asks, for the accounts; empty for nobody in particular."""
         ...
 
     @property
     def cacheable(self) -> bool:
         """Whether an answer may be shared and kept; else the model is asked for this ask alone."""
+        ...
+
+    @property
+    def control(self) -> Control | None:
+        """What it accepts and allows, if that is not what its task says."""
         ...
 
     def question(self) -> Question:
@@ -110,7 +126,11 @@ class Flight:
         "leased_once",
         "looked_up",
         "question",
+        "only_if_cached",
+        "refresh",
         "shard",
+        "spare",
+        "stale",
         "tags",
         "takeover",
         "task",
@@ -125,12 +145,20 @@ class Flight:
         self.shard = shard
         self.question = ask.question()
         self.asks: list[Ask] = [ask]
-        self.tags = {ask.task.tag, *ask.tags}
+        self.tags = set(ask.tags)
         self.began = now
         self.backoff_s = 0.0
         self.attempt = 1
         self.busy_token: bytes | None = None
         self.busy_since = now
+        self.refresh = ask.control is not None and ask.control.refresh
+        """Whether it answers only those who asked before it took off."""
+        self.only_if_cached = ask.control is not None and ask.control.only_if_cached
+        """Whether nobody is to be asked. Then nobody joins it."""
+        self.stale: Entry | None = None
+        """What those who ask are served while it refreshes that."""
+        self.spare: Entry | None = None
+        """What may stand in if it fails."""
         self.looked_up = 0
         """How many of the asks had joined when the store was asked last."""
         self.waits_for_slot = False
@@ -153,6 +181,7 @@ class Flight:
         self.attempt = lease.attempt
         self.lease_until = self.granted_until = lease.until
         self.takeover = lease.takeover
+        self.spare = lease.spare or lease.stale
         self.leased_once = True
         self.flying = True
 
@@ -167,14 +196,40 @@ class Flight:
             self.busy_token = token
             self.busy_since = now
 
-    def split_late(self) -> list[Ask]:
-        """Take out the asks that joined after the last look-up with tags it did not check."""
+    @property
+    def slot(self) -> bytes:
+        """Its place among the flights: those that refresh have one of their own a key."""
+        return slot_of(self.key, refresh=self.refresh)
+
+    def demand(self) -> bytes | None:
+        """What a stored answer must be like for all who wait, packed; `None`: nothing special."""
+        if all(ask.control is None for ask in self.asks):
+            return self.task.plain_demand
+        demand = demand_of(ask.control or ask.task.plain_control for ask in self.asks)
+        return demand.pack() if demand is not None else None
+
+    @property
+    def may_keep(self) -> bool:
+        """Whether somebody who waits allows that the answer is kept, or nobody waits."""
+        return not self.asks or not all(ask.control and ask.control.no_store for ask in self.asks)
+
+    @property
+    def most_ttl_s(self) -> float:
+        """How long those who wait allow that the answer is kept."""
+        return min((ask.control.ttl_s for ask in self.asks if ask.control), default=math.inf)
+
+    def split_late(self, entry: Entry, now: float) -> list[Ask]:
+        """Take out the asks for which an answer will not do, as far as the last look-up can tell.
+
+        It has checked what those demanded who had joined by then, and knew their tags.
+        """
         checked, joined = self.asks[: self.looked_up], self.asks[self.looked_up :]
-        tags = {tag for ask in checked for tag in (ask.task.tag, *ask.tags)}
+        tags = {tag for ask in checked for tag in ask.tags}
         late: list[Ask] = []
         for ask in joined:
-            known = ask.task.tag in tags and tags.issuperset(ask.tags)
-            (checked if known else late).append(ask)
+            known = tags.issuperset(ask.tags)
+            will_do = (ask.control or ask.task.plain_control).accepts(entry, now)
+            (checked if known and will_do else late).append(ask)
         self.asks = checked
         return late
 
@@ -185,31 +240,35 @@ class Flight:
     def join(self, ask: Ask) -> None:
         """Let one more ask wait; the answer will carry its tags too."""
         self.asks.append(ask)
-        self.tags.add(ask.task.tag)
         self.tags.update(ask.tags)
 
 
+def slot_of(key: bytes, *, refresh: bool) -> bytes:
+    """Where a flight is registered: who wants a new answer joins no flight that may have an old."""
+    return key + b"!" if refresh else key
+
+
 class Flights:
-    """The singleflight map of this process: cache key → its newest flight."""
+    """The singleflight map of this process: cache key (see `slot_of`) → its newest flight."""
 
     def __init__(self) -> None:
-        self._by_key: dict[bytes, Flight] = {}
+        self._by_slot: dict[bytes, Flight] = {}
 
     def __len__(self) -> int:
-        return len(self._by_key)
+        return len(self._by_slot)
 
-    def get(self, key: bytes) -> Flight | None:
-        """The flight that an ask for `key` may join."""
-        return self._by_key.get(key)
+    def get(self, slot: bytes) -> Flight | None:
+        """The flight that an ask for a slot may join."""
+        return self._by_slot.get(slot)
 
     def register(self, flight: Flight) -> None:
-        """Make `flight` the one that later asks for its key join. An older one flies on alone."""
-        self._by_key[flight.key] = flight
+        """Make `flight` the one that later asks for its slot join. An older one flies on alone."""
+        self._by_slot[flight.slot] = flight
 
     def remove(self, flight: Flight) -> None:
         """Let nobody join `flight` any more; a newer one of the same key stays."""
-        if self._by_key.get(flight.key) is flight:
-            del self._by_key[flight.key]
+        if self._by_slot.get(flight.slot) is flight:
+            del self._by_slot[flight.slot]
 
     def __iter__(self) -> Iterator[Flight]:
-        return iter(list(self._by_key.values()))
+        return iter(list(self._by_slot.values()))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import structlog
 
 from askonce_queue.reply import ErrorInfo, Source
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.memory import MemoryTier
 from askonce_worker.clock import Clock
-from askonce_worker.flights import Flight, FlightEnd, Flights
+from askonce_worker.flights import Ask, Flight, FlightEnd, Flights
 from askonce_worker.observe.counters import Counters
 
 log = structlog.get_logger("askonce.landing")
@@ -28,15 +30,25 @@ class Landing:
     def hit(self, flight: Flight, entry: Entry) -> None:
         """The store has the answer: at the first look (`store`) or from another leader."""
         source: Source = "coalesced" if flight.busy_token is not None else "store"
-        if entry.stale:
+        now = self._clock.monotonic()
+        if entry.fresh_until <= now:
             source = "stale"
         else:
             self._keep(flight, entry)
-        now = self._clock.monotonic()
         self._end(flight, FlightEnd.HIT)
-        self._counters.count(flight.task.name, source, len(flight.asks))
-        for ask in flight.asks:
-            ask.answered(entry, source, max(0.0, now - entry.born))
+        self.serve(flight.asks, entry, source, now)
+
+    def serve_stale(self, flight: Flight, entry: Entry) -> None:
+        """Those who wait get what there is; the flight goes on for those who ask later."""
+        asks, flight.asks, flight.stale = flight.asks, [], entry
+        self.serve(asks, entry, "stale", self._clock.monotonic())
+
+    def serve(self, asks: Sequence[Ask], entry: Entry, source: Source, now: float) -> None:
+        """Answer with a stored answer."""
+        age_s = max(0.0, now - entry.born)
+        for ask in asks:
+            self._counters.count(ask.task.name, source)
+            ask.answered(entry, source, age_s)
 
     def answer(self, flight: Flight, entry: Entry, end: FlightEnd, *, keep: bool) -> None:
         """The model answered: the first asker paid for it, the others were coalesced."""
@@ -44,7 +56,7 @@ class Landing:
             self._keep(flight, entry)
         self._end(flight, end)
         name = flight.task.name
-        self._counters.count(name, "model")
+        self._counters.count(name, "model", min(1, len(flight.asks)))
         if len(flight.asks) > 1:
             self._counters.count(name, "coalesced", len(flight.asks) - 1)
         source: Source = "model"
@@ -55,11 +67,16 @@ class Landing:
     def fail(
         self, flight: Flight, error: ErrorInfo, end: FlightEnd, cause: Exception | None = None
     ) -> None:
-        """No answer: everyone who waits is told why."""
+        """No answer: everyone who waits is told why, or gets one that may stand in."""
         self._end(flight, end)
-        self._counters.count(flight.task.name, "errors", len(flight.asks))
+        spare, now = flight.spare, self._clock.monotonic()
         for ask in flight.asks:
-            ask.failed(error, cause)
+            most_s = (ask.control or ask.task.plain_control).stale_if_error_s
+            if spare is not None and most_s > 0 and now - spare.fresh_until < most_s:
+                self.serve([ask], spare, "stale", now)
+            else:
+                self._counters.count(flight.task.name, "errors")
+                ask.failed(error, cause)
 
     def count_outage(self, flight: Flight) -> None:
         """The model is asked although nobody knows whether the store has the answer."""
@@ -85,7 +102,7 @@ class Landing:
         if end is not FlightEnd.MERGED:  # they go on waiting, and are counted when that is over
             # The first asker waited only if another process's leader was asking already.
             waited = len(flight.asks) - (flight.busy_token is None)
-            if waited:
+            if waited > 0:
                 self._counters.count(flight.task.name, "waits", waited)
         if flight.leased_once:  # the others asked no model: no line for each hit
             log.debug(

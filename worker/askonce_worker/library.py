@@ -19,7 +19,17 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Generic, Literal, ParamSpec, Self, TypeVar, get_type_hints, overload
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    Self,
+    TypeVar,
+    get_type_hints,
+    overload,
+)
 
 import anyio
 import msgspec
@@ -27,12 +37,20 @@ import msgspec
 from askonce_queue.checks import check_shards, check_store
 from askonce_queue.errors import AskonceError, InvalidJob
 from askonce_queue.host import Host
-from askonce_queue.job import MAX_TAG_CHARS, check_envelope, valid_name
+from askonce_queue.job import (
+    MAX_TAG_CHARS,
+    CacheControl,
+    check_control,
+    check_envelope,
+    source_tag,
+    valid_name,
+)
 from askonce_queue.reply import Answer, ErrorInfo, Source
 from askonce_queue.store import Store
 from askonce_queue.store_config import StoreConfig
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.key import KeyMaker, task_digest
+from askonce_worker.cache.policy import Control, Policy
 from askonce_worker.models.protocol import Prompt, Question, Rejection
 from askonce_worker.models.retry import RetryPolicy
 from askonce_worker.observe.counters import Counters
@@ -153,9 +171,13 @@ class AnswerCache:
         version: str = "",
         tenant: str = "",
         tags: Sequence[str] = (),
+        sources: Sequence[str] = (),
         ttl_s: float = 86_400.0,
         memory_ttl_s: float = 300.0,
+        stale_while_revalidate_s: float = 0.0,
+        stale_if_error_s: float = 0.0,
         remember_failure_s: float = 1.0,
+        control: CacheControl | None = None,
     ) -> Result[T]: ...
 
     @overload
@@ -168,9 +190,13 @@ class AnswerCache:
         version: str = "",
         tenant: str = "",
         tags: Sequence[str] = (),
+        sources: Sequence[str] = (),
         ttl_s: float = 86_400.0,
         memory_ttl_s: float = 300.0,
+        stale_while_revalidate_s: float = 0.0,
+        stale_if_error_s: float = 0.0,
         remember_failure_s: float = 1.0,
+        control: CacheControl | None = None,
     ) -> Result[Any]: ...
 
     async def get_or_call(
@@ -183,15 +209,22 @@ class AnswerCache:
         version: str = "",
         tenant: str = "",
         tags: Sequence[str] = (),
+        sources: Sequence[str] = (),
         ttl_s: float = 86_400.0,
         memory_ttl_s: float = 300.0,
+        stale_while_revalidate_s: float = 0.0,
+        stale_if_error_s: float = 0.0,
         remember_failure_s: float = 1.0,
+        control: CacheControl | None = None,
     ) -> Result[Any]:
         """The value for `key` in the namespace `name` + `version`, calling only if nobody has it.
 
         `key` is any JSON value that holds all that can change the result. `returns` is the type to
-        convert the value to (default: plain JSON). `remember_failure_s`: how long other processes
-        are told of a failure instead of calling again. Cancelling one caller cancels nobody else.
+        convert the value to (default: plain JSON). `tags` and `sources` are what the value can be
+        invalidated by. For `stale_while_revalidate_s` after its TTL a value is still returned while
+        one process refreshes it; for `stale_if_error_s`, if the call fails. `remember_failure_s`:
+        how long other processes are told of a failure instead of calling again. `control`: what
+        this caller accepts. Cancelling one caller cancels nobody else.
 
         Raises what `call` raised, `CallFailed` for a failure elsewhere, `InvalidJob` for a key or
         tag that cannot be used, `TypeError` for a value that is not JSON.
@@ -200,10 +233,22 @@ class AnswerCache:
             raise AskonceError("this AnswerCache is not open: use it inside `async with`")
         if not valid_name(name, MAX_TAG_CHARS):
             raise InvalidJob(f"names are 1 to {MAX_TAG_CHARS} printable characters: {name!r:.60}")
-        check_envelope(tenant, tuple(tags))
-        task = self._task(name, version, ttl_s, memory_ttl_s, remember_failure_s)
+        all_tags = (*tags, *map(source_tag, sources))
+        check_envelope(tenant, all_tags)
+        if control is not None:
+            check_control(control)
+        times = _Times(ttl_s, memory_ttl_s, stale_while_revalidate_s, stale_if_error_s)
+        task = self._task(name, version, times, remember_failure_s)
         question = _CallQuestion(params={"key": key}, call=call)
-        ask = _Ask(task, task.key_maker.question_key(question, tenant), tags, question)
+        ask = _Ask(
+            task,
+            task.key_maker.question_key(question, tenant, control.namespace if control else ""),
+            question,
+            tags=(task.tag, *all_tags),
+            tenant=tenant,
+            cacheable=control is None or control.cacheable is not False,
+            control=task.policy.control(control) if control is not None else None,
+        )
         self._waiting.add(ask)
         try:
             self._resolver.resolve([ask])
@@ -221,10 +266,8 @@ class AnswerCache:
             ) from error
         return Result(value, source, age_s)
 
-    def _task(
-        self, name: str, version: str, ttl_s: float, memory_ttl_s: float, remember_s: float
-    ) -> Task:
-        spec = (name, version, ttl_s, memory_ttl_s, remember_s)
+    def _task(self, name: str, version: str, times: _Times, remember_s: float) -> Task:
+        spec = (name, version, times, remember_s)
         task = self._tasks.get(spec)
         if task is None:
             digest = task_digest(
@@ -237,8 +280,7 @@ class AnswerCache:
                 backend=self._backend,
                 prompt=Prompt(),
                 key_maker=KeyMaker(digest, shared=False, opaque_params=True),
-                ttl_s=ttl_s,
-                memory_ttl_s=memory_ttl_s,
+                policy=Policy(**times._asdict()),
                 retry=RetryPolicy(max_attempts=1),
                 remember_rejection_s=remember_s,
                 remember_exhausted_s=remember_s,
@@ -305,6 +347,15 @@ def _the_open_cache() -> AnswerCache:
     return _open[0]
 
 
+class _Times(NamedTuple):
+    """The part of a policy that a caller states."""
+
+    ttl_s: float
+    memory_ttl_s: float
+    stale_while_revalidate_s: float
+    stale_if_error_s: float
+
+
 class _CallQuestion(Question, frozen=True, kw_only=True):
     """A question that brings along what answers it."""
 
@@ -337,12 +388,22 @@ class _Ask:
     """One caller's wait for one key."""
 
     def __init__(
-        self, task: Task, key: bytes, tags: Sequence[str], question: _CallQuestion
+        self,
+        task: Task,
+        key: bytes,
+        question: _CallQuestion,
+        *,
+        tags: Sequence[str],
+        tenant: str,
+        cacheable: bool,
+        control: Control | None,
     ) -> None:
         self.task = task
         self.key = key
         self.tags = tags
-        self.cacheable = True
+        self.tenant = tenant
+        self.cacheable = cacheable
+        self.control = control
         self.outcome: asyncio.Future[tuple[Entry, Source, float]] = (
             asyncio.get_running_loop().create_future()
         )

@@ -31,7 +31,7 @@ from askonce_worker.cache.store_tier import StoreTier
 from askonce_worker.calls import Calls
 from askonce_worker.clock import Clock, SystemClock
 from askonce_worker.fills import Fills
-from askonce_worker.flights import Ask, Flight, Flights
+from askonce_worker.flights import Ask, Flight, Flights, slot_of
 from askonce_worker.landing import Landing
 from askonce_worker.leases import Leases
 from askonce_worker.observe.counters import Counters
@@ -66,7 +66,7 @@ class Resolver:
         self._tier = StoreTier(store, clock, rng, lease_ttl_s=lease_ttl_s)
         self.leases = Leases(self._tier, clock, self.counters, renew_s=lease_renew_s)
         self._landing = landing = Landing(self.flights, self.memory, clock, self.counters)
-        self._fills = Fills(self._tier, clock, self.leases, landing, shards)
+        self._fills = Fills(self._tier, clock, rng, self.leases, landing, shards)
         self._room = WaitingRoom(
             self._tier, clock, rng, landing, shards, self._take_off, self.resolve
         )
@@ -91,7 +91,11 @@ class Resolver:
         usable = self.stamps.usable
         hits: dict[str, int] = {}
         for ask, entry in zip(asks, entries, strict=True):
-            if entry is not None and usable(entry, ask.tags, now):
+            if (
+                entry is not None
+                and usable(entry, ask.tags, ask.key, now)
+                and (ask.control is None or ask.control.accepts(entry, now))
+            ):
                 name = ask.task.name
                 hits[name] = hits.get(name, 0) + 1
                 ask.answered(entry, "memory", now - entry.born)
@@ -103,22 +107,36 @@ class Resolver:
             self.counters.count(name, "memory", count)
 
     def _join_or_begin(self, ask: Ask, now: float) -> None:
-        flight = self.flights.get(ask.key)
+        control = ask.control
+        refresh = control is not None and control.refresh
+        alone = control is not None and control.only_if_cached
+        flight = None if alone else self.flights.get(slot_of(ask.key, refresh=refresh))
         if flight is not None and self._may_join(flight, ask, now):
-            flight.join(ask)
+            stale = flight.stale
+            if (
+                stale is not None
+                and (control or ask.task.plain_control).accepts(stale, now)
+                and self.stamps.usable(stale, ask.tags, ask.key, now)
+            ):
+                self._landing.serve([ask], stale, "stale", now)
+            else:
+                flight.join(ask)
             return
         flight = Flight(ask, shard_of_digest(ask.key, self._shards), now)
-        self.flights.register(flight)
+        if not alone:
+            self.flights.register(flight)
         self._room.enter(flight)
 
     def _may_join(self, flight: Flight, ask: Ask, now: float) -> bool:
         """A flight begun before an invalidation answers nobody who came after it."""
         if not flight.flying:
             return True
-        if flight.filling and not flight.tags.issuperset((ask.task.tag, *ask.tags)):
+        if flight.refresh:
+            return False  # it began before the ask
+        if flight.filling and not flight.tags.issuperset(ask.tags):
             return False  # its tags are on their way to the store
         return self.stamps.seen(flight.shard, now) and self.stamps.valid(
-            flight.shard, flight.built, flight.tags, ask.tags
+            flight.shard, flight.built, flight.tags, ask.tags, ask.key
         )
 
     def _take_off(self, flight: Flight) -> None:
@@ -135,13 +153,13 @@ class Resolver:
 
     def _ask_again(self, flight: Flight) -> None:
         """The lease is another's now: wait for its answer, with those who came later."""
-        newer = self.flights.get(flight.key)
-        if newer is None or newer is flight:
+        newer = self.flights.get(flight.slot)
+        if newer in {None, flight} and flight.asks:
             flight.flying = False
             flight.note_busy(b"", self._clock.monotonic())
             self._room.enter(flight)
         else:
-            self._landing.merge(flight, newer)
+            self._landing.merge(flight, newer or flight)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Resolver]:

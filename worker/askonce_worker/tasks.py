@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from askonce_worker.cache.key import KeyMaker
+from askonce_worker.cache.policy import Policy, demand_of
 from askonce_worker.models.protocol import Model, Prompt
 from askonce_worker.models.retry import RetryPolicy
 
-LEAST_TTL_S = 0.001
-MOST_TTL_S = 10 * 365 * 86_400.0
-"""Bounds of a TTL: the store counts in ms, and a slip of the unit should not pass for for-ever."""
-
-
 WithoutStore = Literal["wait", "call", "raise"]
 """When the store cannot be asked: wait for it, ask the model for this process alone, or fail."""
+
+
+def task_tag(name: str) -> str:
+    """The tag of all answers of a task."""
+    return f"task:{name}"
 
 
 class Backend:
@@ -38,7 +39,8 @@ class Backend:
 class Task:
     """A named classification: where its questions go, what is in their key, how long answers last.
 
-    `normalize` is applied before the key is made and before the model is asked.
+    `normalize` is applied before the key is made and before the model is asked. `tags` are those of
+    all its answers, beside its own.
     """
 
     __slots__ = (
@@ -46,15 +48,17 @@ class Task:
         "cacheable",
         "key_maker",
         "max_input_bytes",
-        "memory_ttl_s",
         "name",
         "normalize",
+        "plain_control",
+        "plain_demand",
+        "policy",
         "prompt",
         "remember_exhausted_s",
         "remember_rejection_s",
         "retry",
         "tag",
-        "ttl_s",
+        "tags",
         "without_store",
     )
 
@@ -66,29 +70,26 @@ class Task:
         prompt: Prompt,
         key_maker: KeyMaker,
         normalize: Callable[[str], str] | None = None,
-        cacheable: bool = True,
-        ttl_s: float = 86_400.0,
-        memory_ttl_s: float = 300.0,
+        policy: Policy | None = None,
         max_input_bytes: int = 65_536,
         retry: RetryPolicy | None = None,
         remember_rejection_s: float = 60.0,
         remember_exhausted_s: float = 5.0,
         without_store: WithoutStore = "wait",
+        tags: Sequence[str] = (),
     ) -> None:
-        for what, seconds in (("ttl_s", ttl_s), ("memory_ttl_s", memory_ttl_s)):
-            if not LEAST_TTL_S <= seconds <= MOST_TTL_S:
-                raise ValueError(
-                    f"{what} must be from {LEAST_TTL_S} to {MOST_TTL_S:.0f} s, not {seconds}"
-                )
         self.name = name
-        self.tag = f"task:{name}"
+        self.tag = task_tag(name)
+        self.tags = (self.tag, *tags)
         self.backend = backend
         self.prompt = prompt
         self.key_maker = key_maker
         self.normalize = normalize
-        self.cacheable = cacheable
-        self.ttl_s = ttl_s
-        self.memory_ttl_s = min(memory_ttl_s, ttl_s)
+        self.policy = policy = policy or Policy()
+        self.cacheable = policy.cacheable
+        self.plain_control = policy.plain
+        demand = demand_of((self.plain_control,))
+        self.plain_demand = demand.pack() if demand is not None else None
         self.max_input_bytes = max_input_bytes
         self.retry = retry or RetryPolicy()
         self.remember_rejection_s = remember_rejection_s

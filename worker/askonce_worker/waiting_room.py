@@ -226,27 +226,36 @@ class WaitingRoom:
             flights[0].shard,
             [flight.key for flight in flights],
             [flight.tag_text for flight in flights],
-            [flight.task.memory_ttl_s for flight in flights],
+            [flight.task.policy.memory_ttl_s for flight in flights],
             reserved,
+            {number: demand for number, f in enumerate(flights) if (demand := f.demand())},
         )
 
     def _sort(self, flight: Flight, result: Result) -> None:
         """Send a flight where its result says; one that is leased has its slot."""
         match result:
             case Hit(entry):
-                late = flight.split_late()
+                late = flight.split_late(entry, self._clock.monotonic())
                 self._landing.hit(flight, entry)
                 if late:
                     self._resolve(late)
-            case Leased():
+            case Leased(stale=stale):
                 flight.hold(result)
+                if stale is not None:
+                    late = flight.split_late(stale, self._clock.monotonic())
+                    self._landing.serve_stale(flight, stale)
+                    flight.asks = late
                 self._take_off(flight)
+            case _ if flight.only_if_cached:
+                error = ErrorInfo("not_cached", "only_if_cached, and no stored answer will do")
+                self._landing.fail(flight, error, FlightEnd.NOT_CACHED)
             case Busy(token):
                 flight.note_busy(token, self._clock.monotonic())
                 self._ask_later(flight, LONGEST_BACKOFF_S)
             case Free():
                 self._wait_for_slot(flight)
-            case Rejected(error):
+            case Rejected(error, spare):
+                flight.spare = spare
                 self._landing.fail(flight, error, FlightEnd.REJECTED)
             case Uncacheable():
                 self.enter_alone(flight)

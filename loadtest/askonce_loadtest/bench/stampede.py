@@ -58,13 +58,15 @@ async def measure_stampede(order: Order, model_root_url: str) -> Figures:
 class CallerAsk:
     """One caller's ask for one text; `label` is there once it was answered."""
 
-    __slots__ = ("_label", "_text", "cacheable", "key", "tags", "task")
+    __slots__ = ("_label", "_text", "cacheable", "control", "key", "tags", "task", "tenant")
 
     def __init__(self, task: Task, text: str) -> None:
         self.task = task
         self.key = task.key_maker.text_key(text)
-        self.tags: Sequence[str] = ()
+        self.tags: Sequence[str] = task.tags
         self.cacheable = True
+        self.control = None
+        self.tenant = ""
         self._text = text
         self._label: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
 

@@ -13,22 +13,17 @@ for i = 2, #ARGV do size = size + #ARGV[i] end
 local spare, evicts, seen, mean = room_for(KEYS[5], tonumber(ARGV[1]), size)
 -- Answers that nothing evicts would keep jobs out for as long as their TTL.
 local kept = evicts == 1 or spare == math.huge
-local stamp = redis.call('HMGET', KEYS[1], 'inv', 'base', 'max_ttl_ms')
-local inv, base, max_ttl = tonumber(stamp[1]), tonumber(stamp[2]), tonumber(stamp[3] or 0)
+local valid, inv, base = stamps_of(KEYS[1], KEYS[2])
+local max_ttl = tonumber(redis.call('HGET', KEYS[1], 'max_ttl_ms') or 0)
 local letters = {}
 for i = 1, #KEYS - 5 do
   local at = 1 + (i - 1) * 5
   local digest, tags = string.sub(KEYS[5 + i], -32), ARGV[at + 4]
   local lease = redis.call('HGET', KEYS[3], digest)
   local letter = 'x'
-  if lease and inv and string.sub(lease, 1, 16) == ARGV[at + 1] then
+  if lease and inv and base and string.sub(lease, 1, 16) == ARGV[at + 1] then
     local _, _, built = struct.unpack('<c16dd', lease)
-    letter = built < base and 'i' or kept and 'f' or 'm'
-    if built < inv and letter ~= 'i' then
-      for tag in string.gmatch(tags, '[^\n]+') do
-        if tonumber(redis.call('ZSCORE', KEYS[2], tag) or 0) > built then letter = 'i' end
-      end
-    end
+    letter = not valid(built, tags, '', digest) and 'i' or kept and 'f' or 'm'
     if letter == 'f' then
       local keep = tonumber(ARGV[at + 3])
       local header = struct.pack('<BBddddH', 1, 0, now, built, now + tonumber(ARGV[at + 2]),

@@ -1,13 +1,24 @@
--- Make answers that were built before now invalid on one shard, by tag or altogether.
+-- Make answers that were built before now invalid on one shard: by tag, by key, by a glob over tags,
+-- or altogether.
 --
 -- KEYS  1 stamps · 2 last invalidation of tags
--- ARGV  1 '1' for everything, else '0' · 2… tags
--- Returns the new inv. Repeating it is harmless. O(tags). allow-oom.
+-- ARGV  1 '1' for everything, else '0' · 2 most globs kept · then tags; a key stands as "\0digest",
+--       a glob (`*` any bytes, `?` one) as "*glob"
+-- Returns the new inv. Repeating it is harmless. O(tags + globs). allow-oom. Beyond the bound the
+-- oldest glob goes, and with it, as `base` rises, all that was built before it was given.
 local inv = math.max(tonumber(redis.call('HGET', KEYS[1], 'inv') or 0) + 1, now_us())
 local text = string.format('%.0f', inv)
 redis.call('HSET', KEYS[1], 'inv', text)
 if ARGV[1] == '1' or redis.call('HEXISTS', KEYS[1], 'base') == 0 then
   redis.call('HSET', KEYS[1], 'base', text)
 end
-for i = 2, #ARGV do redis.call('ZADD', KEYS[2], text, ARGV[i]) end
+local most = tonumber(ARGV[2])
+for i = 3, #ARGV do
+  if string.sub(ARGV[i], 1, 1) ~= '*' then
+    redis.call('ZADD', KEYS[2], text, ARGV[i])
+  else
+    redis.call('HSET', KEYS[1], ARGV[i], text)
+  end
+end
+drop_globs(KEYS[1], most, 0)
 return text

@@ -3,13 +3,20 @@
 -- KEYS  1 stamps · 2 last invalidation of tags · 3 leases · 4 tries · 5… answers
 -- ARGV  1 lease token (16 bytes, unique per attempt) · 2 lease ttl_ms · 3 most new leases
 --       then the asker's tags of each key, joined by line breaks
+--       then, of keys with demands, pairs: number of the key, demand ("<Bdd"): flags, most ms of
+--       age, ms of freshness that must be left (below 0: how stale it may be). Flags: 1 do not
+--       compute it · 2 compute it anew, whoever does already · 4 tell the entry also where it may
+--       only stand in for an error. Without a demand an answer of any age will do, but no stale one.
 -- Returns {now_ms, inv, one result a key}. By its first byte a result is
---   \1  hit: the entry (header and body); stale when fresh_until_ms < now, and then nobody's lease
+--   \1  hit: the entry (header and body); stale when fresh_until_ms < now, and then nobody's lease.
+--       Flag 1 of its header is not set when nobody has read it before: now it is.
 --   S   stale + lease: S, built (double), attempt (byte), the entry
 --   L   lease: L, built (double), attempt (byte), 1 if taken over from a dead leader (byte)
+--   X   the same with an entry after it that is not what was asked for: it may stand in for an error
 --   B   busy: B, the token of the leader
 --   F   free, but not granted
 --   R   rejected: R, the remembered error (JSON)
+--   E   the same with an entry that may stand in: E, bytes of the error (u32), error, entry
 --   U   uncacheable, remembered briefly
 -- Finding your own token means that you own the lease: a re-sent call is harmless.
 -- O(keys). allow-oom: it keeps accepted jobs moving; leases are few and bounded.
@@ -19,53 +26,45 @@ local us = now_us()
 local now = math.floor(us / 1000)
 local n = #KEYS - 4
 
-local function whole(text)  -- 2^53: from there on one more makes no difference
-  local number = tonumber(text)
-  return number and math.abs(number) < 9007199254740992 and number
-end
-local stamp = redis.call('HMGET', KEYS[1], 'inv', 'base')
-local inv, base = whole(stamp[1]), whole(stamp[2])
+local valid, inv, base = stamps_of(KEYS[1], KEYS[2])
 if not (inv and base) then
   -- A new shard, or one whose stamps were lost or damaged: nothing built before now may be served.
-  inv, base = us, us
   redis.call('HSET', KEYS[1], 'inv', string.format('%.0f', us), 'base', string.format('%.0f', us))
+  valid, inv, base = stamps_of(KEYS[1], KEYS[2])
 end
-
-local last = {}
-local function untouched(built, tags)
-  for tag in string.gmatch(tags, '[^\n]+') do
-    local at = last[tag]
-    if at == nil then
-      at = tonumber(redis.call('ZSCORE', KEYS[2], tag) or 0)
-      last[tag] = at
-    end
-    if at > built then return false end
-  end
-  return true
-end
-local function valid(built, tags, asker)
-  return built >= inv or (built >= base and untouched(built, tags) and untouched(built, asker))
+local demands, plain = {}, {false, false, false, math.huge, 0}
+for i = 4 + n, #ARGV, 2 do
+  local flags, age, left = struct.unpack('<Bdd', ARGV[i + 1])
+  demands[tonumber(ARGV[i])] = {flags % 2 >= 1, flags % 4 >= 2, flags % 8 >= 4, age, left}
 end
 
 local results = {string.format('%.0f', now), string.format('%.0f', inv)}
-local stale, absent, digests = {}, {}, {}
+local stale, spare, absent, digests = {}, {}, {}, {}
 for from = 1, n, 1000 do
   local upto = math.min(from + 999, n)
   local entries = redis.call('MGET', unpack(KEYS, 4 + from, 4 + upto))
   for i = from, upto do
     local entry = entries[i - from + 1]
+    local digest = string.sub(KEYS[4 + i], -32)
     local usable = false
     if entry and #entry >= 36 and string.byte(entry) == 1 then
-      local _, _, _, built, fresh, over, tag_bytes = struct.unpack('<BBddddH', entry)
-      usable = now < over and valid(built, string.sub(entry, 37, 36 + tag_bytes), ARGV[3 + i])
+      local _, flags, created, built, fresh, over, tag_bytes = struct.unpack('<BBddddH', entry)
+      usable = now < over
+        and valid(built, string.sub(entry, 37, 36 + tag_bytes), ARGV[3 + i], digest)
+      local demand = demands[i] or plain
+      if usable and (demand[2] or now - created > demand[4] or fresh - now <= demand[5]) then
+        usable = false
+        if demand[3] then spare[i] = entry end
+      end
       if usable then
         results[2 + i] = entry
         if now >= fresh then stale[i] = entry end
+        if flags % 2 == 0 then redis.call('SETRANGE', KEYS[4 + i], 1, string.char(flags + 1)) end
       end
     end
     if not usable or stale[i] then
       absent[#absent + 1] = i
-      digests[#digests + 1] = string.sub(KEYS[4 + i], -32)
+      digests[#digests + 1] = digest
     end
   end
 end
@@ -80,6 +79,8 @@ for from = 1, #absent, 1000 do
     local i, digest = absent[j], digests[j]
     local lease, try = leases[j - from + 1], tries[j - from + 1]
     local attempt, over_from_dead, result = 1, 0, nil
+    local demand = demands[i] or plain
+    local anew = demand[2]
     if leased[digest] then
       result = 'B' .. token  -- the same key twice in one call
     elseif lease and #lease >= 33 then  -- a shorter one is nobody's
@@ -88,23 +89,28 @@ for from = 1, #absent, 1000 do
         result = 'own'
         attempt = tried
       elseif deadline >= now then
-        -- A leader whose answer is already invalid for this asker is no leader for it.
-        if valid(built, '', ARGV[3 + i]) then result = 'B' .. holder end
+        -- A leader whose answer is already invalid for this asker is no leader for it, nor is one
+        -- that has begun before somebody asked for a newer answer.
+        if not anew and valid(built, '', ARGV[3 + i], digest) then result = 'B' .. holder end
       else
         attempt, over_from_dead = math.min(tried + 1, 255), 1
       end
     end
-    if try and #try >= 10 and result ~= 'own' then
+    if try and #try >= 10 and result ~= 'own' and not anew then
       local kind, tried, until_ms = struct.unpack('<c1Bd', try)
       if until_ms >= now then
         if kind == 'A' then
           attempt = math.max(attempt, tried + 1)
         elseif kind == 'R' or kind == 'U' then
-          result = kind .. string.sub(try, 11)
+          local told = string.sub(try, 11)
+          result = kind .. told
+          if kind == 'R' and spare[i] then
+            result = 'E' .. struct.pack('<I4', #told) .. told .. spare[i]
+          end
         end
       end
     end
-    if not result and grants <= 0 then result = 'F' end
+    if demand[1] or not result and grants <= 0 then result = 'F' end
     if not result or result == 'own' then
       if not result then
         granted[#granted + 1] = digest
@@ -119,6 +125,8 @@ for from = 1, #absent, 1000 do
       end
       if stale[i] then
         results[2 + i] = 'S' .. string.sub(result, 1, 9) .. stale[i]
+      elseif spare[i] then
+        results[2 + i] = 'X' .. result .. spare[i]
       else
         results[2 + i] = 'L' .. result
       end

@@ -2,7 +2,7 @@
 --
 -- KEYS  1 stamps · 2 last invalidation of tags
 -- ARGV  1 the inv already seen · 2 most tags to return
--- Returns {inv, base, tag, stamp, tag, stamp …}. When more tags changed than fit, base is inv: the
+-- Returns {inv, base, tag, stamp, tag, stamp …}; keys stand as "\0digest", globs as "*glob". When more tags changed than fit, base is inv: the
 -- reader then drops everything older. A new shard, or one that was lost, gets its stamps here: all
 -- that a worker still remembers of it is older. O(log tags + changed). allow-oom.
 local stamp = redis.call('HMGET', KEYS[1], 'inv', 'base')
@@ -22,6 +22,13 @@ if tonumber(stamp[1]) > tonumber(ARGV[1]) then
     for i = 1, #changed, 2 do
       result[#result + 1] = changed[i]
       result[#result + 1] = string.format('%.0f', tonumber(changed[i + 1]))
+    end
+    local fields = redis.call('HGETALL', KEYS[1])
+    for i = 1, #fields, 2 do
+      if string.sub(fields[i], 1, 1) == '*' then
+        result[#result + 1] = fields[i]
+        result[#result + 1] = fields[i + 1]
+      end
     end
   end
 end

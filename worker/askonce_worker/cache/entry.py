@@ -27,6 +27,8 @@ from askonce_queue.reply import Answer, Usage
 
 HEADER = struct.Struct("<BBddddH")
 VERSION = 1
+READ = 1
+"""The flag of an entry that somebody was served from."""
 MOST_TAG_BYTES = 60_000
 """Longest text of tags in a header; an answer with more askers' tags than that is not kept."""
 MEMORY_OVERHEAD_BYTES = 650
@@ -49,10 +51,23 @@ class Entry:
     """An answer in a worker's hands; `json` is its `Answer` as replies carry it.
 
     `born` is the monotonic time of its creation, so that its age needs no server.
-    `kept` is the monotonic time until which the memory tier may serve it.
+    `kept` is the monotonic time until which the memory tier may serve it, `fresh_until` that until
+    which it is fresh. `created_ms` is the server's time of its creation; `unread`: nobody has been
+    served from it yet, as far as we know.
     """
 
-    __slots__ = ("answer", "born", "built", "json", "kept", "shard", "stale", "tags")
+    __slots__ = (
+        "answer",
+        "born",
+        "built",
+        "created_ms",
+        "fresh_until",
+        "json",
+        "kept",
+        "shard",
+        "tags",
+        "unread",
+    )
 
     def __init__(
         self,
@@ -64,7 +79,9 @@ class Entry:
         kept: float,
         tags: tuple[str, ...],
         shard: int,
-        stale: bool = False,
+        fresh_until: float,
+        created_ms: float = 0.0,
+        unread: bool = False,
     ) -> None:
         self.answer = answer
         self.json = json
@@ -73,7 +90,9 @@ class Entry:
         self.kept = kept
         self.tags = tags
         self.shard = shard
-        self.stale = stale
+        self.fresh_until = fresh_until
+        self.created_ms = created_ms
+        self.unread = unread
 
     @property
     def size_bytes(self) -> int:
@@ -140,7 +159,7 @@ def decode_entry(
     Raises `struct.error` or `msgspec.MsgspecError` when it was not written by this version, or has
     been damaged so that no reply could carry it.
     """
-    version, _flags, created, built, fresh, _over, tag_bytes = HEADER.unpack_from(data)
+    version, flags, created, built, fresh, _over, tag_bytes = HEADER.unpack_from(data)
     if version != VERSION:
         raise struct.error(f"entry version {version} is not known here")
     if not math.isfinite(created + built + fresh):
@@ -162,5 +181,7 @@ def decode_entry(
         kept=monotonic + min(memory_ttl_s, fresh_s),
         tags=tuple(tags.split("\n")) if tags else (),
         shard=shard,
-        stale=fresh_s <= 0,
+        fresh_until=monotonic + fresh_s,
+        created_ms=created,
+        unread=not flags & READ,
     )

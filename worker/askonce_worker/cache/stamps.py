@@ -8,7 +8,8 @@ shard was seen within `bound_s`, so an invalidation reaches every worker within 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 
 import anyio
 import structlog
@@ -22,7 +23,19 @@ from askonce_worker.clock import Clock
 MOST_TAGS = 10_000
 """Tags remembered a shard; past it everything older is treated as invalid (safe, and rare)."""
 
+KEY, GLOB = b"\0", b"*"
+"""What stands before a key, and before a glob, among the tags."""
+_WITHOUT_CHANGES = 2
+
+Matches = Callable[[bytes], object]
+
 log = structlog.get_logger("askonce.stamps")
+
+
+def glob_matcher(glob: bytes) -> Matches:
+    """As the scripts read a glob: `*` is any bytes, `?` one."""
+    pattern = re.escape(glob).replace(rb"\*", b".*").replace(rb"\?", b".")
+    return re.compile(pattern, re.DOTALL).fullmatch
 
 
 class Stamps:
@@ -36,15 +49,17 @@ class Stamps:
         self._inv = [math.inf] * len(shard_tags)
         self._base = [math.inf] * len(shard_tags)
         self._last: list[dict[str, float]] = [{} for _ in shard_tags]
+        self._keys: list[dict[bytes, float]] = [{} for _ in shard_tags]
+        self._globs: list[dict[bytes, tuple[Matches, float]]] = [{} for _ in shard_tags]
         self._seen_at = [-math.inf] * len(shard_tags)
 
-    def usable(self, entry: Entry, asker_tags: Sequence[str], now: float) -> bool:
-        """Whether `entry` may be served from memory at monotonic time `now`."""
+    def usable(self, entry: Entry, asker_tags: Sequence[str], key: bytes, now: float) -> bool:
+        """Whether `entry` of a key may be served from memory at monotonic time `now`."""
         shard = entry.shard
         if now - self._seen_at[shard] > self._bound_s:
             return False
         return entry.built >= self._inv[shard] or self.valid(
-            shard, entry.built, entry.tags, asker_tags
+            shard, entry.built, entry.tags, asker_tags, key
         )
 
     def seen(self, shard: int, now: float) -> bool:
@@ -52,17 +67,27 @@ class Stamps:
         return now - self._seen_at[shard] <= self._bound_s
 
     def valid(
-        self, shard: int, built: float, tags: Collection[str], asker_tags: Collection[str]
+        self,
+        shard: int,
+        built: float,
+        tags: Collection[str],
+        asker_tags: Collection[str],
+        key: bytes,
     ) -> bool:
         """The validity rule of `look_up.lua`, on what was last seen; nothing is, at first."""
         if built >= self._inv[shard]:
             return True
         if built < self._base[shard]:
             return False
-        last = self._last[shard]
-        return all(last.get(tag, 0.0) <= built for tag in tags) and all(
-            last.get(tag, 0.0) <= built for tag in asker_tags
-        )
+        keys, last, globs = self._keys[shard], self._last[shard], self._globs[shard]
+        if keys and keys.get(key, 0.0) > built:
+            return False
+        if any(last.get(tag, 0.0) > built for tag in tags) or any(
+            last.get(tag, 0.0) > built for tag in asker_tags
+        ):
+            return False
+        newer = [match for match, stamp in globs.values() if stamp > built] if globs else ()
+        return not any(match(tag.encode()) for match in newer for tag in (*tags, *asker_tags))
 
     async def watch(self, shard: int) -> None:
         """Read what changed on a shard, for ever.
@@ -91,10 +116,18 @@ class Stamps:
     def _note(self, shard: int, result: list[bytes]) -> None:
         inv, base = float(result[0]), float(result[1])
         last = self._last[shard]
+        if len(result) > _WITHOUT_CHANGES:
+            self._globs[shard].clear()  # all of them come with every change
         for tag, stamp in zip(result[2::2], result[3::2], strict=True):
-            last[tag.decode()] = float(stamp)
-        if len(last) > MOST_TAGS:
+            if tag[:1] == GLOB:
+                self._globs[shard][tag] = (glob_matcher(tag[1:]), float(stamp))
+            elif tag[:1] == KEY:
+                self._keys[shard][tag[1:]] = float(stamp)
+            else:
+                last[tag.decode()] = float(stamp)
+        if len(last) + len(self._keys[shard]) > MOST_TAGS:
             last.clear()
+            self._keys[shard].clear()
             base = inv
         # A base raised here (too many tags) outlives the server's own, which is lower.
         known = self._base[shard]

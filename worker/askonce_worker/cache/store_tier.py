@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -39,13 +39,16 @@ _error_decoder = msgspec.json.Decoder(ErrorInfo)
 
 
 class Hit(NamedTuple):
-    """The store has it; `entry.stale` when it is past its freshness and we got no lease."""
+    """The store has what was asked for; if it is stale, somebody else refreshes it."""
 
     entry: Entry
 
 
 class Leased(NamedTuple):
-    """Ours to compute. `token` is the right to fill; `until` its monotonic deadline."""
+    """Ours to compute. `token` is the right to fill; `until` its monotonic deadline.
+
+    `stale` will do for those who ask; `spare` will not, but may stand in for an error.
+    """
 
     token: bytes
     built: float
@@ -53,6 +56,7 @@ class Leased(NamedTuple):
     until: float
     takeover: bool
     stale: Entry | None = None
+    spare: Entry | None = None
 
 
 class Busy(NamedTuple):
@@ -69,6 +73,7 @@ class Rejected(NamedTuple):
     """It failed a moment ago in a way that would repeat; so does asking."""
 
     error: ErrorInfo
+    spare: Entry | None = None
 
 
 class Uncacheable(NamedTuple):
@@ -79,13 +84,17 @@ Result = Hit | Leased | Busy | Free | Rejected | Uncacheable | None
 
 
 class Batch(NamedTuple):
-    """Keys of one shard to look up. `asker_tags` are joined by line breaks, one text a key."""
+    """Keys of one shard to look up. `asker_tags` are joined by line breaks, one text a key.
+
+    `demands`: the number of a key → its packed `Demand`.
+    """
 
     shard: int
     keys: Sequence[bytes]
     asker_tags: Sequence[str]
     memory_ttls_s: Sequence[float]
     max_new_leases: int
+    demands: Mapping[int, bytes]
 
 
 class StoreTier:
@@ -122,6 +131,7 @@ class StoreTier:
                 max_new_leases=batch.max_new_leases,
                 digests=batch.keys,
                 asker_tags=batch.asker_tags,
+                demands=batch.demands,
             )
             for batch, token in zip(batches, tokens, strict=True)
         ]
@@ -165,16 +175,16 @@ class StoreTier:
         match data[:1]:
             case b"\x01":
                 return Hit(reading.entry(data))
-            case b"L" | b"S":
+            case b"L" | b"S" | b"X" as kind:
                 built, attempt = _LEASED.unpack_from(data, 1)
-                fresh = data[:1] == b"L"
                 return Leased(
                     token,
                     built,
                     attempt,
                     asked_at + self.lease_ttl_s,
-                    takeover=fresh and data[10:11] == b"\x01",
-                    stale=None if fresh else reading.entry(data[10:]),
+                    takeover=kind != b"S" and data[10:11] == b"\x01",
+                    stale=reading.entry(data[10:]) if kind == b"S" else None,
+                    spare=reading.entry(data[11:]) if kind == b"X" else None,
                 )
             case b"B":
                 return Busy(data[1:])
@@ -182,6 +192,9 @@ class StoreTier:
                 return Free()
             case b"R":
                 return Rejected(_error_decoder.decode(data[1:]))
+            case b"E":
+                end = 5 + int.from_bytes(data[1:5], "little")
+                return Rejected(_error_decoder.decode(data[5:end]), reading.entry(data[end:]))
             case _:
                 return Uncacheable()
 

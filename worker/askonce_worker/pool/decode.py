@@ -12,10 +12,11 @@ import msgspec
 
 from askonce_queue.envelope import NAMED, VERSION, Envelope, read_envelope
 from askonce_queue.errors import InvalidJob
-from askonce_queue.job import MAX_JOB_BYTES, Json, Payload, check_envelope
+from askonce_queue.job import MAX_JOB_BYTES, Json, Payload, check_control, check_envelope
 from askonce_queue.queue_scripts import Lane
 from askonce_queue.reply import ErrorCode
 from askonce_worker.cache.key import effective_params, must_bypass
+from askonce_worker.cache.sources import Sources
 from askonce_worker.models.protocol import Question
 from askonce_worker.pool.delivery import Delivery, Outlet
 from askonce_worker.tasks import Task
@@ -52,10 +53,16 @@ class Decoder:
     """Reads the entries of every lane for one worker's tasks."""
 
     def __init__(
-        self, tasks: Mapping[str, Task], outlet: Outlet, *, max_job_bytes: int = MAX_JOB_BYTES
+        self,
+        tasks: Mapping[str, Task],
+        outlet: Outlet,
+        *,
+        sources: Sources | None = None,
+        max_job_bytes: int = MAX_JOB_BYTES,
     ) -> None:
         self._tasks = tasks
         self._outlet = outlet
+        self._sources = sources or Sources({})
         self._max_job_bytes = max_job_bytes
 
     def read(self, lane: Lane, entries: Sequence[Entry]) -> tuple[list[Delivery], list[Bad]]:
@@ -80,7 +87,12 @@ class Decoder:
                     payload = decode(fields[7])
                     task = tasks[payload.task]
                     text = payload.text
-                    if text and payload.messages is None and payload.params is None:
+                    if (
+                        text
+                        and payload.messages is None
+                        and payload.params is None
+                        and payload.cache is None
+                    ):
                         if task.normalize is not None:
                             text = task.normalize(text)
                         encoded = text.encode()
@@ -97,7 +109,7 @@ class Decoder:
                                     payload,
                                     text,
                                     task.key_maker.text_key(encoded, ""),
-                                    (),
+                                    task.tags,
                                     task.cacheable,
                                     outlet,
                                 )
@@ -141,7 +153,12 @@ class Decoder:
             check_envelope(envelope.tenant, envelope.tags)
             question = _question(task, payload)
             bypass = must_bypass(payload.params) if payload.params else None
-            key = task.key_maker.question_key(question, envelope.tenant)
+            asked = payload.cache
+            if asked is not None:
+                check_control(asked)
+            bypass = bypass or task.policy.why_not_cacheable(asked, question.params)
+            namespace = asked.namespace if asked is not None else ""
+            key = task.key_maker.question_key(question, envelope.tenant, namespace)
         except (InvalidJob, UnicodeEncodeError) as error:
             raise _Refusal("invalid_input", str(error)) from error
         return Delivery(
@@ -151,12 +168,14 @@ class Decoder:
             envelope.record,
             envelope.address,
             task,
-            Payload(task.name, question.text, question.messages, question.params),
+            Payload(task.name, question.text, question.messages, question.params, asked),
             question.text,
             key,
-            envelope.tags,
-            task.cacheable and bypass is None,
+            self._sources.close((*task.tags, *envelope.tags)) if envelope.tags else task.tags,
+            bypass is None,
             self._outlet,
+            envelope.tenant,
+            task.policy.control(asked) if asked is not None else None,
         )
 
 

@@ -11,6 +11,7 @@ from askonce_queue.job import Payload
 from askonce_queue.queue_scripts import Lane
 from askonce_queue.reply import ErrorInfo, Source, WireReply
 from askonce_worker.cache.entry import Entry
+from askonce_worker.cache.policy import Control
 from askonce_worker.models.protocol import Question
 from askonce_worker.tasks import Task
 
@@ -65,6 +66,8 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     tags: tuple[str, ...]
     cacheable: bool
     outlet: Outlet
+    tenant: str = ""
+    control: Control | None = None
 
     def question(self) -> Question:
         """The input as the key saw it."""
