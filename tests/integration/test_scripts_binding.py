@@ -33,7 +33,7 @@ from tests.support.embedded_server import server_pid
 from tests.support.resolving import all_keys
 
 LUA = files("askonce_queue") / "lua"
-PRELUDES = {"now", "pressure"}
+PRELUDES = {"now", "pressure", "validity", "globs"}
 NAMES = sorted(
     path.name.removesuffix(".lua") for path in LUA.iterdir() if path.name.endswith(".lua")
 )
@@ -128,12 +128,13 @@ STUBS: dict[str, list[Stub]] = {
     "give_back": [Stub(1, 4, 0, 1, lambda n: queue_scripts.give_back(LANE, "w", [b"1-1"] * n))],
     "hand_over": [Stub(2, 3, 0, 2, lambda n: queue_scripts.hand_over("0", "c", [(b"1-1", 1)] * n))],
     "invalidate": [
-        Stub(2, 2, 0, 1, lambda n: answer_scripts.invalidate("0", everything=False, tags=["a"] * n))
+        Stub(2, 3, 0, 1, lambda n: answer_scripts.invalidate("0", everything=False, tags=["a"] * n))
     ],
     "leave": [
         Stub(2, 3, 1, 0, lambda n: queue_scripts.leave([LANE, BULK][:n], "w", only_if_dead=True))
     ],
     "look_up": [Stub(5, 4, 1, 1, look_up_of)],
+    "mark_read": [Stub(1, 1, 1, 1, lambda n: answer_scripts.mark_read("0", [(X, 1.0)] * n))],
     "measure": [Stub(1, 0, 0, 0, lambda _: queue_scripts.measure("0"))],
     "note_attempt": [
         Stub(
@@ -190,7 +191,7 @@ STUBS: dict[str, list[Stub]] = {
             lambda _: queue_scripts.sweep_stats("0", cursor=0, count=9, most=5, others="x"),
         )
     ],
-    "sweep_tags": [Stub(2, 2, 0, 0, lambda _: answer_scripts.sweep_tags("0", count=9, most=5))],
+    "sweep_tags": [Stub(2, 3, 0, 0, lambda _: answer_scripts.sweep_tags("0", count=9, most=5))],
     "take_over": [
         Stub(
             2,

@@ -70,7 +70,11 @@ class TestGood:
     def test_a_plain_job(self) -> None:
         delivery = good(entry({"task": "echo", "text": "hi"}))
         assert (delivery.job_id, delivery.record) == ("job", "client/job")
-        assert (delivery.address, delivery.tags, delivery.cacheable) == ("client", ("task:echo",), True)
+        assert (delivery.address, delivery.tags, delivery.cacheable) == (
+            "client",
+            ("task:echo",),
+            True,
+        )
         assert delivery.question() == Question(text="hi")
 
     def test_the_quick_and_the_careful_way_agree(self) -> None:
@@ -87,7 +91,7 @@ class TestGood:
 
     def test_tags_and_reply_stream(self) -> None:
         delivery = good(entry({"task": "echo", "text": "hi"}, b"g", b"x\ny", b"r", b"@sink"))
-        assert delivery.tags == ("x", "y")
+        assert delivery.tags == ("task:echo", "x", "y")
         assert (delivery.address, delivery.record) == ("@sink", "client/job")
 
     def test_messages_are_normalised_for_key_and_model(self) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 from askonce_queue.reply import ErrorInfo, Source
 from askonce_worker.cache.entry import Entry
@@ -106,6 +106,19 @@ class Ask(Protocol):
         ...
 
 
+class SeenHit(NamedTuple):
+    """An ask that was served a stored answer."""
+
+    ask: Ask
+    entry: Entry
+    source: Source
+    age_s: float
+
+
+HitWatcher = Callable[[Sequence[SeenHit]], None]
+"""Is told of hits of tasks that are `watched`, as they happen; it neither awaits nor takes long."""
+
+
 class Flight:
     """One question in progress: who waits, and under which lease it is computed."""
 
@@ -125,8 +138,8 @@ class Flight:
         "lease_until",
         "leased_once",
         "looked_up",
-        "question",
         "only_if_cached",
+        "question",
         "refresh",
         "shard",
         "spare",

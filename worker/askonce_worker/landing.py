@@ -10,7 +10,7 @@ from askonce_queue.reply import ErrorInfo, Source
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.memory import MemoryTier
 from askonce_worker.clock import Clock
-from askonce_worker.flights import Ask, Flight, FlightEnd, Flights
+from askonce_worker.flights import Ask, Flight, FlightEnd, Flights, HitWatcher, SeenHit
 from askonce_worker.observe.counters import Counters
 
 log = structlog.get_logger("askonce.landing")
@@ -20,12 +20,18 @@ class Landing:
     """Ends flights, once each."""
 
     def __init__(
-        self, flights: Flights, memory: MemoryTier[Entry], clock: Clock, counters: Counters
+        self,
+        flights: Flights,
+        memory: MemoryTier[Entry],
+        clock: Clock,
+        counters: Counters,
+        watchers: Sequence[HitWatcher],
     ) -> None:
         self._flights = flights
         self._memory = memory
         self._clock = clock
         self._counters = counters
+        self._watchers = watchers
 
     def hit(self, flight: Flight, entry: Entry) -> None:
         """The store has the answer: at the first look (`store`) or from another leader."""
@@ -46,6 +52,9 @@ class Landing:
     def serve(self, asks: Sequence[Ask], entry: Entry, source: Source, now: float) -> None:
         """Answer with a stored answer."""
         age_s = max(0.0, now - entry.born)
+        seen = [SeenHit(ask, entry, source, age_s) for ask in asks if ask.task.watched]
+        for watcher in self._watchers if seen else ():
+            watcher(seen)
         for ask in asks:
             self._counters.count(ask.task.name, source)
             ask.answered(entry, source, age_s)

@@ -31,7 +31,7 @@ from askonce_worker.cache.store_tier import StoreTier
 from askonce_worker.calls import Calls
 from askonce_worker.clock import Clock, SystemClock
 from askonce_worker.fills import Fills
-from askonce_worker.flights import Ask, Flight, Flights, slot_of
+from askonce_worker.flights import Ask, Flight, Flights, HitWatcher, SeenHit, slot_of
 from askonce_worker.landing import Landing
 from askonce_worker.leases import Leases
 from askonce_worker.observe.counters import Counters
@@ -65,7 +65,11 @@ class Resolver:
         self.flights = Flights()
         self._tier = StoreTier(store, clock, rng, lease_ttl_s=lease_ttl_s)
         self.leases = Leases(self._tier, clock, self.counters, renew_s=lease_renew_s)
-        self._landing = landing = Landing(self.flights, self.memory, clock, self.counters)
+        self.watchers: list[HitWatcher] = []
+        """Who is told of the hits of tasks that are watched."""
+        self._landing = landing = Landing(
+            self.flights, self.memory, clock, self.counters, self.watchers
+        )
         self._fills = Fills(self._tier, clock, rng, self.leases, landing, shards)
         self._room = WaitingRoom(
             self._tier, clock, rng, landing, shards, self._take_off, self.resolve
@@ -90,14 +94,17 @@ class Resolver:
         entries = self.memory.get_many([ask.key for ask in asks], now)
         usable = self.stamps.usable
         hits: dict[str, int] = {}
+        seen: list[SeenHit] = []
         for ask, entry in zip(asks, entries, strict=True):
             if (
                 entry is not None
                 and usable(entry, ask.tags, ask.key, now)
                 and (ask.control is None or ask.control.accepts(entry, now))
             ):
-                name = ask.task.name
-                hits[name] = hits.get(name, 0) + 1
+                task = ask.task
+                hits[task.name] = hits.get(task.name, 0) + 1
+                if task.watched:
+                    seen.append(SeenHit(ask, entry, "memory", now - entry.born))
                 ask.answered(entry, "memory", now - entry.born)
             elif ask.cacheable:
                 self._join_or_begin(ask, now)
@@ -105,6 +112,8 @@ class Resolver:
                 self._room.enter_alone(Flight(ask, 0, now))
         for name, count in hits.items():
             self.counters.count(name, "memory", count)
+        for watcher in self.watchers if seen else ():
+            watcher(seen)
 
     def _join_or_begin(self, ask: Ask, now: float) -> None:
         control = ask.control

@@ -40,7 +40,7 @@ class Task:
     """A named classification: where its questions go, what is in their key, how long answers last.
 
     `normalize` is applied before the key is made and before the model is asked. `tags` are those of
-    all its answers, beside its own.
+    all its answers, beside its own. `watched`: somebody wants to be told of its hits.
     """
 
     __slots__ = (
@@ -59,6 +59,7 @@ class Task:
         "retry",
         "tag",
         "tags",
+        "watched",
         "without_store",
     )
 
@@ -77,6 +78,7 @@ class Task:
         remember_exhausted_s: float = 5.0,
         without_store: WithoutStore = "wait",
         tags: Sequence[str] = (),
+        watched: bool = False,
     ) -> None:
         self.name = name
         self.tag = task_tag(name)
@@ -95,3 +97,4 @@ class Task:
         self.remember_rejection_s = remember_rejection_s
         self.remember_exhausted_s = remember_exhausted_s
         self.without_store: WithoutStore = without_store
+        self.watched = watched

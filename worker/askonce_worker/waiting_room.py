@@ -239,13 +239,8 @@ class WaitingRoom:
                 self._landing.hit(flight, entry)
                 if late:
                     self._resolve(late)
-            case Leased(stale=stale):
-                flight.hold(result)
-                if stale is not None:
-                    late = flight.split_late(stale, self._clock.monotonic())
-                    self._landing.serve_stale(flight, stale)
-                    flight.asks = late
-                self._take_off(flight)
+            case Leased():
+                self._hold(flight, result)
             case _ if flight.only_if_cached:
                 error = ErrorInfo("not_cached", "only_if_cached, and no stored answer will do")
                 self._landing.fail(flight, error, FlightEnd.NOT_CACHED)
@@ -261,6 +256,15 @@ class WaitingRoom:
                 self.enter_alone(flight)
             case None:
                 self._ask_later(flight, LONGEST_SLOT_BACKOFF_S)
+
+    def _hold(self, flight: Flight, lease: Leased) -> None:
+        """Take off; where a stale answer will do, those who wait have it already."""
+        flight.hold(lease)
+        if lease.stale is not None:
+            late = flight.split_late(lease.stale, self._clock.monotonic())
+            self._landing.serve_stale(flight, lease.stale)
+            flight.asks = late
+        self._take_off(flight)
 
     def _wait_for_slot(self, flight: Flight) -> None:
         if flight.may_defer():

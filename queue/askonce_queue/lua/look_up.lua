@@ -4,8 +4,8 @@
 -- ARGV  1 lease token (16 bytes, unique per attempt) · 2 lease ttl_ms · 3 most new leases
 --       then the asker's tags of each key, joined by line breaks
 --       then, of keys with demands, pairs: number of the key, demand ("<Bdd"): flags, most ms of
---       age, ms of freshness that must be left (below 0: how stale it may be). Flags: 1 do not
---       compute it · 2 compute it anew, whoever does already · 4 tell the entry also where it may
+--       age, ms of freshness that must be left (below 0: how stale it may be). Flag 1: do not
+--       compute it; 2: compute it anew, whoever does already; 4: tell the entry also where it may
 --       only stand in for an error. Without a demand an answer of any age will do, but no stale one.
 -- Returns {now_ms, inv, one result a key}. By its first byte a result is
 --   \1  hit: the entry (header and body); stale when fresh_until_ms < now, and then nobody's lease.
