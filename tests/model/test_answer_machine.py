@@ -151,7 +151,8 @@ class AnswerMachine(RuleBasedStateMachine):
             elif result.kind == "B":
                 self.busy.append((digest, result.token))
             elif result.kind == "+":
-                self.remember(digest, HEADER.unpack_from(raw)[3])
+                moment = self.model.answers[digest].moment
+                self.remember(digest, HEADER.unpack_from(raw)[3], moment)
 
     def fly(self, flight: Flight) -> None:
         if flight not in self.flights:
@@ -203,14 +204,15 @@ class AnswerMachine(RuleBasedStateMachine):
         )
         for flight, letter in zip(flights, told or (), strict=False):
             if letter == "f":
-                self.remember(flight.digest, flight.built)
+                # What it was told of the right to compute it; an echo may have got it a newer one.
+                self.remember(flight.digest, flight.built, flight.moment)
 
-    def remember(self, digest: bytes, built: float) -> None:
+    def remember(self, digest: bytes, built: float, moment: int) -> None:
         """A worker has seen the answer that the store has now."""
         kept = self.model.answers[digest]
         ttl_ms = kept.fresh_until_ms - self.model.now_ms
         for watcher in self.watchers if ttl_ms > 0 else ():
-            watcher.remember(built, kept.moment, kept.tags, ttl_ms)
+            watcher.remember(built, moment, kept.tags, ttl_ms)
 
     @precondition(lambda self: self.flights)
     @rule(
