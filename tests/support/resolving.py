@@ -110,12 +110,14 @@ class StepModel:
         *,
         closed: bool = False,
         behave: Callable[[str, int], Awaitable[None]] | None = None,
+        score: float | None = None,
     ) -> None:
         self.label = label
+        self.score = score
+        self.behave = behave
         self.calls: Counter[str] = Counter()
         self.in_flight = 0
         self.most_in_flight = 0
-        self._behave = behave
         self._gate = asyncio.Event()
         if not closed:
             self._gate.set()
@@ -138,12 +140,12 @@ class StepModel:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            if self._behave is not None:
-                await self._behave(text, number)
+            if self.behave is not None:
+                await self.behave(text, number)
             await self._gate.wait()
         finally:
             self.in_flight -= 1
-        return Answer(label=label)
+        return Answer(label=label, score=self.score)
 
     async def check(self) -> str:
         return "under test"
