@@ -21,13 +21,14 @@ from askonce_queue.errors import (
     ReplyTimeout,
     StoreUnavailable,
 )
-from askonce_queue.job import Job
+from askonce_queue.job import CacheControl, Job
 from askonce_queue.ledger import Limits
 from askonce_queue.reply import Answer, ErrorInfo, Reply, Usage
 
 __all__ = [
     "Answer",
     "AskonceError",
+    "CacheControl",
     "Client",
     "ClientNameInUse",
     "ConfigError",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -31,14 +32,18 @@ def scripts() -> Iterator[None]:
 
 
 @pytest.fixture
-async def time(store: redis.asyncio.Redis, store_url: str) -> AsyncIterator[VirtualTime]:
+async def time(store: redis.asyncio.Redis, store_url: str) -> VirtualTime:
     time = VirtualTime(store, store_url)
     await time.advance(0)
-    yield time
+    return time
 
 
 def waiter_of(task: Task, text: str = "x", **directives: Any) -> Waiter:
     return Waiter(task, text, control=task.policy.control(CacheControl(**directives)))
+
+
+def in_flight(model: StepModel, count: int) -> bool:
+    return model.in_flight == count
 
 
 async def ask_with(resolver: Resolver, task: Task, **directives: Any) -> Outcome:
@@ -355,3 +360,25 @@ async def ask_with_text(resolver: Resolver, task: Task, text: str, **directives:
     waiter = waiter_of(task, text, **directives)
     resolver.resolve([waiter])
     return await waiter.outcome()
+
+
+async def test_who_asks_anew_later_has_a_later_call(time: VirtualTime) -> None:
+    model = StepModel(closed=True)
+    task = make_task(model)
+    async with time.resolver() as resolver:
+        waiters = [waiter_of(task, no_cache=True) for _ in range(2)]
+        for number, waiter in enumerate(waiters):
+            resolver.resolve([waiter])
+            await eventually(partial(in_flight, model, number + 1))
+        model.open()
+        for waiter in waiters:
+            await waiter.outcome()
+
+
+async def test_nobody_joins_who_wants_only_what_is_cached(time: VirtualTime) -> None:
+    task = make_task(StepModel())
+    async with time.resolver() as resolver:
+        only, anyone = waiter_of(task, only_if_cached=True), Waiter(task, "x")
+        resolver.resolve([only, anyone])
+        assert (await only.outcome()).error
+        assert (await anyone.outcome()).label == "a"

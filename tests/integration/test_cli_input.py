@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from askonce_queue.job import MAX_JOB_BYTES
+from askonce_queue.job import MAX_JOB_BYTES, CacheControl
 from askonce_worker.cli.loop import Failed
 from askonce_worker.cli.records import MAX_LINE_BYTES, Line, Record, read_csv, read_jsonl
 from askonce_worker.cli.source import MAX_BATCH_BYTES, READ_AHEAD, Source
@@ -141,3 +141,26 @@ def test_a_quote_that_is_never_closed_is_an_error() -> None:
     records = csv_records(b"text", b"a", b'"open', *[b"b"] * 50)
     assert [record.error is None for record in records] == [True, False]
     assert error_of(records[1])[1] == "undecodable"
+
+
+def test_a_line_may_say_how_it_may_be_found_and_kept() -> None:
+    line = b"""{"text": "hi", "tags": [{"their": "own"}], "askonce": {"tenant": "t", "tags": ["a"],
+        "sources": ["policy"], "cache": {"no_cache": true, "ttl_s": 5}}}"""
+    (record,) = read_jsonl([Line(1, line)], "intent")
+    assert record.job is not None
+    assert (record.job.tenant, record.job.all_tags) == ("t", ("a", "source:policy"))
+    assert record.job.cache == CacheControl(no_cache=True, ttl_s=5)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ('{"max_age": 5}', "unknown field `max_age`"),
+        ('{"cache": {"max_age_s": -5}}', "cache.max_age_s is from 0"),
+        ('{"cache": {"max_age": 5}}', "unknown field `max_age`"),
+    ],
+)
+def test_wishes_that_cannot_be_understood(wishes: str, message: str) -> None:
+    (record,) = read_jsonl([Line(1, b'{"text": "hi", "askonce": %s}' % wishes.encode())], "t")
+    assert record.error is not None
+    assert message in record.error.message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import redis.asyncio
@@ -20,7 +21,7 @@ from tests.support.queue_worker import (
 )
 from tests.support.waiting import eventually
 
-SMALL = {"max_held": 60, "max_waiting": 20, "batch": 20}
+SMALL: dict[str, Any] = {"max_held": 60, "max_waiting": 20, "batch": 20}
 
 
 def cold(count: int, prefix: str = "cold") -> list[Job]:

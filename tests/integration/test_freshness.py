@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 import redis.asyncio
 
 from askonce_queue import answer_scripts, names
+from askonce_queue.job import CacheControl
 from askonce_queue.scripts import run
 from askonce_worker.models.protocol import Rejection, TransientFailure
 from askonce_worker.resolver import Resolver
@@ -23,10 +24,10 @@ def scripts() -> Iterator[None]:
 
 
 @pytest.fixture
-async def time(store: redis.asyncio.Redis, store_url: str) -> AsyncIterator[VirtualTime]:
+async def time(store: redis.asyncio.Redis, store_url: str) -> VirtualTime:
     time = VirtualTime(store, store_url)
     await time.advance(0)
-    yield time
+    return time
 
 
 def failing(model: StepModel) -> list[Exception]:
@@ -67,9 +68,8 @@ async def test_a_hit_never_extends_a_life(time: VirtualTime) -> None:
         await ask(first, task, "x")
         for _ in range(9):
             await time.advance(11)
-            outcome = await ask(second, task, "x")
-            assert outcome.source == "store"
-        assert outcome.age_s == pytest.approx(99, abs=0.5)
+            assert (await ask(second, task, "x")).source == "store"
+        assert (await ask(first, task, "x")).age_s == pytest.approx(99, abs=0.5)
         await time.advance(1.1)
         assert (await ask(second, task, "x")).source == "model"
         assert model.total == 2
@@ -266,3 +266,40 @@ async def test_only_answers_have_ttls(store: redis.asyncio.Redis, time: VirtualT
         await ask(resolver, task, "x")
         assert await store.hlen(names.tries("0").decode()) == 1
         assert await store.ttl(names.tries("0").decode()) == -1
+
+
+async def test_what_is_kept_for_refreshing_does_not_stand_in_for_longer(time: VirtualTime) -> None:
+    """The store keeps an entry for the longer of both; each has its own bound."""
+    model = StepModel("old")
+    errors = failing(model)
+    task = make_task(model, ttl_s=60, stale_while_revalidate_s=600, stale_if_error_s=30)
+    async with time.resolver() as resolver:
+        await ask(resolver, task, "x")
+        await time.advance(100)
+        errors.append(Rejection("rejected", "400"))
+        control = task.policy.control(CacheControl(max_stale_s=0.0))
+        for _ in range(2):
+            strict = Waiter(task, "x", control=control)
+            resolver.resolve([strict])
+            assert (await strict.outcome()).error
+
+
+async def test_a_refresh_that_loses_its_lease_ends(
+    store: redis.asyncio.Redis, time: VirtualTime
+) -> None:
+    """Nobody waits for it, so it need not wait for who has the lease now."""
+    down = False
+
+    async def behave(_text: str, _number: int) -> None:
+        if down:
+            await store.delete(names.leases("0").decode())
+            raise TransientFailure("unavailable", "down")
+
+    task = make_task(StepModel(behave=behave), ttl_s=60, stale_while_revalidate_s=600)
+    async with time.resolver() as resolver:
+        await ask(resolver, task, "x")
+        await time.advance(61)
+        down = True
+        assert (await ask(resolver, task, "x")).source == "stale"
+        await assert_at_rest(store, resolver, task)
+        assert resolver.counters.total("flights_merged") == 1

@@ -9,6 +9,7 @@ from askonce_queue.queue_scripts import Lane
 from askonce_queue.reply import Answer
 from askonce_queue.scripts import AsyncStore, send
 from askonce_worker.cache.key import KeyMaker, task_digest
+from askonce_worker.cache.policy import Policy
 from askonce_worker.config import WorkerConfig
 from askonce_worker.models.protocol import Model, Prompt, Question
 from askonce_worker.pool.worker import Worker
@@ -57,10 +58,16 @@ def echo_tasks(model: Model, *, slots: int = 1000, **options: Any) -> dict[str, 
 
 
 def echo_worker(
-    url: str, model: Model | None = None, *, shards: int = 1, slots: int = 1000, **config: Any
+    url: str,
+    model: Model | None = None,
+    *,
+    shards: int = 1,
+    slots: int = 1000,
+    policy: Policy | None = None,
+    **config: Any,
 ) -> Worker:
     """A worker for `echo`, quick to call others dead."""
-    tasks = echo_tasks(model or EchoModel(), slots=slots)
+    tasks = echo_tasks(model or EchoModel(), slots=slots, policy=policy)
     return Worker(url, tasks, WorkerConfig(**(QUICK | config)), shards=shards)
 
 

@@ -133,26 +133,27 @@ class VirtualShard:
 def read_result(data: bytes) -> Told:
     """Decode one result of `look_up.lua`, as its header describes them."""
     kind = chr(data[0])
+    told = Told(kind)
     match kind:
         case "\x01":
-            return Told("+", entry=data)
+            told = Told("+", entry=data)
         case "L":
             built, attempt, taken_over = struct.unpack("<dBB", data[1:])
-            return Told("L", built=built, attempt=attempt, taken_over=bool(taken_over))
+            told = Told("L", built=built, attempt=attempt, taken_over=bool(taken_over))
         case "S":
             built, attempt = struct.unpack_from("<dB", data, 1)
-            return Told("S", built=built, attempt=attempt, entry=data[10:])
+            told = Told("S", built=built, attempt=attempt, entry=data[10:])
         case "X":
             built, attempt, taken_over = struct.unpack_from("<dBB", data, 1)
-            return Told("X", built, attempt, bool(taken_over), entry=data[11:])
-        case "E":
-            (size,) = struct.unpack_from("<I", data, 1)
-            return Told("E", error=data[5 : 5 + size], entry=data[5 + size :])
+            told = Told("X", built, attempt, bool(taken_over), entry=data[11:])
         case "B":
             assert len(data) == 17
-            return Told("B", token=data[1:])
+            told = Told("B", token=data[1:])
         case "R":
-            return Told("R", error=data[1:])
+            told = Told("R", error=data[1:])
+        case "E":
+            (size,) = struct.unpack_from("<I", data, 1)
+            told = Told("E", error=data[5 : 5 + size], entry=data[5 + size :])
         case _:
             assert data in {b"F", b"U"}
-            return Told(kind)
+    return told

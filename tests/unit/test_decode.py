@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from askonce_queue.job import MAX_TAGS
 from askonce_queue.reply import WireReply
+from askonce_worker.cache.policy import Control
 from askonce_worker.models.protocol import Question
 from askonce_worker.pool.decode import Bad, Decoder, Entry
 from askonce_worker.pool.delivery import Delivery
@@ -104,6 +105,29 @@ class TestGood:
         params = {"previous_response_id": "r1"}
         assert not good(entry({"task": "echo", "text": "hi", "params": params})).cacheable
 
+    def test_sampling_is_not_cacheable(self) -> None:
+        job = {"task": "echo", "text": "hi", "params": {"temperature": 0.7}}
+        assert not good(entry(job)).cacheable
+        assert good(entry(job | {"params": {"temperature": 0}})).cacheable
+
+    def test_cache_control(self) -> None:
+        job = {"task": "echo", "text": "hi"}
+        plain = good(entry(job))
+        assert plain.control is None
+        delivery = good(entry(job | {"cache": {"max_age_s": 5, "no_store": True}}))
+        assert delivery.control == Control(max_age_s=5, no_store=True)
+        assert delivery.key == plain.key
+        assert not good(entry(job | {"cache": {"cacheable": False}})).cacheable
+
+    def test_a_namespace_only_narrows(self) -> None:
+        job = {"task": "echo", "text": "hi"}
+        keys = {
+            good(entry(job | {"cache": cache}, *more)).key
+            for cache in ({}, {"namespace": "a"}, {"namespace": "b"})
+            for more in ((), (b"n", b"a"))
+        }
+        assert len(keys) == 6
+
 
 class TestBad:
     @pytest.mark.parametrize(
@@ -121,6 +145,8 @@ class TestBad:
             (b'{"task":"echo","messages":["a"]}', "undecodable"),
             (b"[" * 1900, "undecodable"),
             (b"x" * (LIMIT + 1), "too_large"),
+            (b'{"task":"echo","text":"a","cache":{"max-age":5}}', "undecodable"),
+            (b'{"task":"echo","text":"a","cache":{"max_age_s":-5}}', "invalid_input"),
             (b'{"task":"nope","text":"a"}', "unknown_task"),
             (b'{"task":"echo"}', "invalid_input"),
             (b'{"task":"echo","text":""}', "invalid_input"),

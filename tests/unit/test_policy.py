@@ -99,8 +99,13 @@ def test_a_life_is_never_longer_than_any_bound(
 
 
 def test_ttls_have_bounds() -> None:
-    for fault in ({"ttl_s": 0}, {"memory_ttl_s": 1e12}, {"ttl_by_label_s": {"a": -1}}):
-        with pytest.raises(ValueError, match="must be from 0.001 to"):
+    faults: list[dict[str, Any]] = [
+        {"ttl_s": 0},
+        {"memory_ttl_s": 1e12},
+        {"ttl_by_label_s": {"a": -1}},
+    ]
+    for fault in faults:
+        with pytest.raises(ValueError, match=r"must be from 0\.001 to"):
             Policy(**fault)
 
 

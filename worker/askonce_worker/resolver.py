@@ -98,6 +98,7 @@ class Resolver:
         for ask, entry in zip(asks, entries, strict=True):
             if (
                 entry is not None
+                and ask.cacheable
                 and usable(entry, ask.tags, ask.key, now)
                 and (ask.control is None or ask.control.accepts(entry, now))
             ):

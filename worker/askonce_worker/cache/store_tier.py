@@ -172,12 +172,13 @@ class StoreTier:
         return results
 
     def _result(self, data: bytes, token: bytes, asked_at: float, reading: _Reading) -> Result:
+        result: Result = Uncacheable()
         match data[:1]:
             case b"\x01":
-                return Hit(reading.entry(data))
+                result = Hit(reading.entry(data))
             case b"L" | b"S" | b"X" as kind:
                 built, attempt = _LEASED.unpack_from(data, 1)
-                return Leased(
+                result = Leased(
                     token,
                     built,
                     attempt,
@@ -187,16 +188,17 @@ class StoreTier:
                     spare=reading.entry(data[11:]) if kind == b"X" else None,
                 )
             case b"B":
-                return Busy(data[1:])
+                result = Busy(data[1:])
             case b"F":
-                return Free()
+                result = Free()
             case b"R":
-                return Rejected(_error_decoder.decode(data[1:]))
+                result = Rejected(_error_decoder.decode(data[1:]))
             case b"E":
                 end = 5 + int.from_bytes(data[1:5], "little")
-                return Rejected(_error_decoder.decode(data[5:end]), reading.entry(data[end:]))
+                result = Rejected(_error_decoder.decode(data[5:end]), reading.entry(data[end:]))
             case _:
-                return Uncacheable()
+                pass
+        return result
 
     async def take_over(self, shard: int, seen: Sequence[tuple[bytes, bytes]]) -> list[Result]:
         """Take live leases (key, token seen as busy) over; `None` for those that moved on."""

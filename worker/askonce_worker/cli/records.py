@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, cast
 import msgspec
 
 from askonce_queue.errors import InvalidJob
-from askonce_queue.job import MAX_JOB_BYTES, Job, encode_payload
+from askonce_queue.job import MAX_JOB_BYTES, CacheControl, Job, encode_payload
 from askonce_queue.reply import ErrorCode, ErrorInfo
 from askonce_worker.cli.loop import Failed
 
@@ -48,19 +48,33 @@ class _Named(msgspec.Struct):
     id: str | int | None = None
 
 
+class _Wishes(msgspec.Struct, forbid_unknown_fields=True):
+    """What a line asks of askonce, apart from its other fields, which are the user's own."""
+
+    tenant: str = ""
+    tags: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    cache: CacheControl | None = None
+
+
 class _JsonLine(_Named):
     """What of a line counts; other fields are nobody's business."""
 
     text: str | None = None
     messages: list[dict[str, Any]] | None = None
+    askonce: _Wishes | None = None
 
 
+_NO_WISHES = _Wishes()
 _decode_line = msgspec.json.Decoder(_JsonLine).decode
 _decode_id = msgspec.json.Decoder(_Named).decode
 
 
 def read_jsonl(lines: Iterable[Line], task: str) -> Iterator[Record]:
-    """Read one JSON object a line: `text` or `messages`, optionally `id`."""
+    """Read one JSON object a line: `text` or `messages`, optionally `id` and `askonce`.
+
+    `askonce` is an object with any of `tenant`, `tags`, `sources` and `cache` (see `CacheControl`).
+    """
     for number, data in lines:
         if data is None:
             yield _too_long(number)
@@ -71,7 +85,17 @@ def read_jsonl(lines: Iterable[Line], task: str) -> Iterator[Record]:
             what = str(error) if data.strip() else "the line is empty"
             yield _bad(_id_of(data), number, "undecodable", what)
             continue
-        yield _record(line.id, number, Job(task=task, text=line.text, messages=line.messages))
+        wishes = line.askonce or _NO_WISHES
+        job = Job(
+            task=task,
+            text=line.text,
+            messages=line.messages,
+            tenant=wishes.tenant,
+            tags=wishes.tags,
+            sources=wishes.sources,
+            cache=wishes.cache,
+        )
+        yield _record(line.id, number, job)
 
 
 def read_csv(lines: Iterable[Line], task: str, column: str | None) -> Iterator[Record]:
