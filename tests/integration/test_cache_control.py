@@ -17,6 +17,7 @@ from tests.support.resolving import (
     Outcome,
     StepModel,
     Waiter,
+    all_keys,
     ask,
     assert_at_rest,
     make_task,
@@ -53,7 +54,7 @@ async def ask_with(resolver: Resolver, task: Task, **directives: Any) -> Outcome
 
 
 async def stored(store: redis.asyncio.Redis) -> int:
-    return len([key async for key in store.scan_iter("a:*")])
+    return len(await all_keys(store, "a:*"))
 
 
 # --- no-cache --------------------------------------------------------------------------------
@@ -326,7 +327,7 @@ async def test_ttl_caps_what_is_accepted_and_what_is_written(
         await ask(resolver, task, "there")
         await time.advance(60)
         assert (await ask_with_text(resolver, task, "there", ttl_s=61)).source == "memory"
-        ttls = [await store.pttl(key) async for key in store.scan_iter("a:*")]
+        ttls = [int(await store.pttl(key)) for key in await all_keys(store, "a:*")]
         assert ttls[0] > 3_500_000, "an entry that is there keeps its life"
         assert (await ask_with_text(resolver, task, "there", ttl_s=59)).source == "model"
         await ask_with_text(resolver, task, "new", ttl_s=10)

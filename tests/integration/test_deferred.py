@@ -119,7 +119,7 @@ async def test_what_a_worker_deferred_another_answers(
 
 
 async def _all_but_held(store: redis.asyncio.Redis, count: int, lane: Lane = INTERACTIVE) -> bool:
-    return await deferred(store, lane) >= count - SMALL["max_held"]
+    return bool(await deferred(store, lane) >= count - SMALL["max_held"])
 
 
 async def _there_are(store: redis.asyncio.Redis, count: int) -> bool:

@@ -13,7 +13,7 @@ from askonce_queue.scripts import run
 from askonce_worker.models.protocol import Rejection, TransientFailure
 from askonce_worker.resolver import Resolver
 from askonce_worker.tasks import Task
-from tests.support.resolving import StepModel, Waiter, ask, assert_at_rest, make_task
+from tests.support.resolving import StepModel, Waiter, all_keys, ask, assert_at_rest, make_task
 from tests.support.virtual_time import VirtualTime, virtual_scripts
 from tests.support.waiting import eventually
 
@@ -92,7 +92,7 @@ async def test_jitter_only_shortens(store: redis.asyncio.Redis, time: VirtualTim
     async with time.resolver() as resolver:
         for number in range(50):
             await ask(resolver, task, str(number))
-        ttls = [await store.ttl(key) async for key in store.scan_iter("a:*")]
+        ttls = [int(await store.ttl(key)) for key in await all_keys(store, "a:*")]
     assert len(ttls) == 50
     assert all(799 <= ttl <= 1000 for ttl in ttls)
     assert max(ttls) - min(ttls) > 50
@@ -226,7 +226,7 @@ async def test_labels_that_are_never_kept_queue_nobody(
     task = make_task(model, never_cache_labels=frozenset({"needs human"}), hit_for_miss_s=30.0)
     async with time.resolver() as first, time.resolver() as second:
         assert (await ask(first, task, "x")).label == "needs human"
-        assert not [key async for key in store.scan_iter("a:*")]
+        assert not await all_keys(store, "a:*")
         model.close()
         waiters = [Waiter(task, "x") for _ in range(2)]
         for resolver, waiter in zip((first, second), waiters, strict=True):
