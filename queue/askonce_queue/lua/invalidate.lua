@@ -14,10 +14,12 @@ if ARGV[1] == '1' or redis.call('HEXISTS', KEYS[1], 'base') == 0 then
 end
 local most = tonumber(ARGV[2])
 for i = 3, #ARGV do
-  if string.sub(ARGV[i], 1, 1) ~= '*' then
-    redis.call('ZADD', KEYS[2], text, ARGV[i])
-  else
+  local kind = string.sub(ARGV[i], 1, 1)
+  if kind == '*' then
     redis.call('HSET', KEYS[1], ARGV[i], text)
+  else
+    redis.call('ZADD', KEYS[2], text, ARGV[i])
+    if kind == '\0' then redis.call('HSET', KEYS[1], 'key', text) end
   end
 end
 drop_globs(KEYS[1], most, 0)

@@ -32,7 +32,7 @@ if not (inv and base) then
   redis.call('HSET', KEYS[1], 'inv', string.format('%.0f', us), 'base', string.format('%.0f', us))
   valid, inv, base = stamps_of(KEYS[1], KEYS[2])
 end
-local demands, plain = {}, {false, false, false, math.huge, 0}
+local demands, plain = {}, {}
 for i = 4 + n, #ARGV, 2 do
   local flags, age, left = struct.unpack('<Bdd', ARGV[i + 1])
   demands[tonumber(ARGV[i])] = {flags % 2 >= 1, flags % 4 >= 2, flags % 8 >= 4, age, left}
@@ -45,14 +45,15 @@ for from = 1, n, 1000 do
   local entries = redis.call('MGET', unpack(KEYS, 4 + from, 4 + upto))
   for i = from, upto do
     local entry = entries[i - from + 1]
-    local digest = string.sub(KEYS[4 + i], -32)
     local usable = false
     if entry and #entry >= 36 and string.byte(entry) == 1 then
       local _, flags, created, built, fresh, over, tag_bytes = struct.unpack('<BBddddH', entry)
       usable = now < over
-        and valid(built, string.sub(entry, 37, 36 + tag_bytes), ARGV[3 + i], digest)
-      local demand = demands[i] or plain
-      if usable and (demand[2] or now - created > demand[4] or fresh - now <= demand[5]) then
+        and valid(built, string.sub(entry, 37, 36 + tag_bytes), ARGV[3 + i], KEYS[4 + i])
+      local demand = demands[i]
+      if not demand then
+        usable = usable and now < fresh
+      elseif usable and (demand[2] or now - created > demand[4] or fresh - now <= demand[5]) then
         usable = false
         if demand[3] then spare[i] = entry end
       end
@@ -64,7 +65,7 @@ for from = 1, n, 1000 do
     end
     if not usable or stale[i] then
       absent[#absent + 1] = i
-      digests[#digests + 1] = digest
+      digests[#digests + 1] = string.sub(KEYS[4 + i], -32)
     end
   end
 end

@@ -5,11 +5,12 @@ local function whole(text)  -- 2^53: from there on one more makes no difference
   local number = tonumber(text)
   return number and math.abs(number) < 9007199254740992 and number
 end
--- Returns valid(built, tags, asker's tags, digest), inv and base. O(1) for what is newer than the
+-- Returns valid(built, tags, asker's tags, key that ends in the digest), inv and base. O(1) for what is newer than the
 -- last invalidation, else O(tags × globs).
 local function stamps_of(stamp_key, last_key)
-  local stamp = redis.call('HMGET', stamp_key, 'inv', 'base')
+  local stamp = redis.call('HMGET', stamp_key, 'inv', 'base', 'key')
   local inv, base = whole(stamp[1]), whole(stamp[2])
+  local last_key = tonumber(stamp[3]) or 0  -- keys are invalidated one by one, and rarely
   local last, globs = {}, nil
   local function at(member)
     local found = last[member]
@@ -39,9 +40,10 @@ local function stamps_of(stamp_key, last_key)
     end
     return true
   end
-  local function valid(built, tags, asker, digest)
+  local function valid(built, tags, asker, key)
     if built >= inv then return true end
-    if built < base or at('\0' .. digest) > built then return false end
+    if built < base then return false end
+    if last_key > built and at('\0' .. string.sub(key, -32)) > built then return false end
     if not globs then read_globs() end
     return untouched(built, tags) and untouched(built, asker)
   end
