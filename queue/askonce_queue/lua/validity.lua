@@ -10,7 +10,7 @@ end
 local function stamps_of(stamp_key, last_key)
   local stamp = redis.call('HMGET', stamp_key, 'inv', 'base', 'key')
   local inv, base = whole(stamp[1]), whole(stamp[2])
-  local last_key = tonumber(stamp[3]) or 0  -- keys are invalidated one by one, and rarely
+  local keys_at = tonumber(stamp[3]) or 0  -- keys are invalidated one by one, and rarely
   local last, globs = {}, nil
   local function at(member)
     local found = last[member]
@@ -43,7 +43,7 @@ local function stamps_of(stamp_key, last_key)
   local function valid(built, tags, asker, key)
     if built >= inv then return true end
     if built < base then return false end
-    if last_key > built and at('\0' .. string.sub(key, -32)) > built then return false end
+    if keys_at > built and at('\0' .. string.sub(key, -32)) > built then return false end
     if not globs then read_globs() end
     return untouched(built, tags) and untouched(built, asker)
   end
