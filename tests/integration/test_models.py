@@ -14,7 +14,7 @@ from aiohttp import web
 from askonce_loadtest.model_server import Behaviour, Fault, ModelServer
 from askonce_queue.errors import ConfigError
 from askonce_queue.reply import ErrorCode, Usage
-from askonce_worker.models.completion import MAX_BODY_BYTES
+from askonce_worker.models.http_reply import MAX_BODY_BYTES
 from askonce_worker.models.protocol import (
     ModelFailure,
     Prompt,

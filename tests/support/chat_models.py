@@ -9,7 +9,8 @@ import aiohttp
 import pytest
 from aiohttp import test_utils, web
 
-from askonce_worker.models.openai import OpenAIModel
+from askonce_worker.models.chat import ChatCompletions
+from askonce_worker.models.http_model import Dialect, HttpModel
 from askonce_worker.models.protocol import Model, ModelFailure, Prompt, Question
 
 KEY = "sk-test-4f9a0c77d1e2"
@@ -23,8 +24,16 @@ def model_at(
     *,
     key: Callable[[], str | None] = lambda: KEY,
     timeout_s: float = 10.0,
-) -> OpenAIModel:
-    return OpenAIModel(session, base_url=base_url, model="m", api_key=key, timeout_s=timeout_s)
+    dialect: Dialect | None = None,
+) -> HttpModel:
+    return HttpModel(
+        session,
+        dialect or ChatCompletions(),
+        base_url=base_url,
+        model="m",
+        api_key=key,
+        timeout_s=timeout_s,
+    )
 
 
 async def failure_of(model: Model, prompt: Prompt = LABELS) -> ModelFailure:

@@ -17,15 +17,21 @@ from collections import Counter
 import aiohttp
 import structlog
 
-from askonce_worker.models.openai import OpenAIModel
+from askonce_worker.models.chat import ChatCompletions
+from askonce_worker.models.http_model import HttpModel
 from tests.support.resolving import Waiter, make_task, resolver_on
 
 
 async def main(store_url: str, base_url: str, seed: int, ttl_s: float, renew_s: float) -> None:
     """Ask until everyone is told."""
     async with aiohttp.ClientSession() as session:
-        model = OpenAIModel(
-            session, base_url=base_url, model="m", api_key=lambda: None, timeout_s=30
+        model = HttpModel(
+            session,
+            ChatCompletions(),
+            base_url=base_url,
+            model="m",
+            api_key=lambda: None,
+            timeout_s=30,
         )
         async with resolver_on(
             store_url, lease_ttl_s=ttl_s, lease_renew_s=renew_s, rng=random.Random(seed)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from askonce_queue.reply import ErrorCode
-from askonce_worker.models.completion import MAX_SHOWN_CHARS, parse_completion, retry_after_s
+from askonce_worker.models.chat import ChatCompletions
+from askonce_worker.models.http_reply import MAX_SHOWN_CHARS, Response, retry_after_s
 from askonce_worker.models.protocol import ModelFailure, Prompt, Rejection, TransientFailure
 
 SECRET = "sk-proj-0123456789abcdef"  # noqa: S105 - made up
@@ -28,7 +29,9 @@ def failure(body: object, *, status: int, headers: dict[str, str] | None = None)
     raw = body if isinstance(body, bytes) else orjson.dumps(body)
     used = JSON_HEADERS if headers is None else headers
     with pytest.raises(ModelFailure) as caught:
-        parse_completion(status, used, raw, Prompt(labels=("spam", "ham")), secret=SECRET)
+        ChatCompletions().answer(
+            Response(status, used, raw, SECRET), Prompt(labels=("spam", "ham"))
+        )
     assert "\n" not in caught.value.message
     return caught.value
 

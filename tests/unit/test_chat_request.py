@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from askonce_worker.models.openai import request_body
+from askonce_worker.models.chat import ChatCompletions
 from askonce_worker.models.protocol import Prompt, Question, Rejection
 
 LABELS = Prompt(labels=("spam", "ham"))
@@ -15,7 +15,7 @@ FREE = Prompt()
 
 
 def request(prompt: Prompt, question: Question) -> dict[str, Any]:
-    body: dict[str, Any] = orjson.loads(request_body("m", prompt, question))
+    body: dict[str, Any] = orjson.loads(ChatCompletions().request("m", prompt, question).encoded())
     return body
 
 
@@ -63,11 +63,11 @@ def test_params_of_the_question_win_over_the_task_and_these_over_the_rest() -> N
 )
 def test_params_that_would_change_the_task_are_rejected(params: dict[str, Any]) -> None:
     with pytest.raises(Rejection) as caught:
-        request_body("m", LABELS, Question(text="hi", params=params))
+        request(LABELS, Question(text="hi", params=params))
     assert caught.value.code == "rejected"
     if "response_format" not in params:
         with pytest.raises(Rejection):
-            request_body("m", Prompt(params=params), Question(text="hi"))
+            request(Prompt(params=params), Question(text="hi"))
 
 
 def test_the_task_may_hold_its_labels_another_way() -> None:

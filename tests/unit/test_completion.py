@@ -12,10 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from askonce_queue.reply import Answer, ErrorCode, Usage
-from askonce_worker.models.completion import (
-    MAX_BODY_BYTES,
-    parse_completion,
-)
+from askonce_worker.models.chat import ChatCompletions
+from askonce_worker.models.http_reply import MAX_BODY_BYTES, Response
 from askonce_worker.models.protocol import (
     ModelFailure,
     Prompt,
@@ -50,7 +48,7 @@ def parse(
 ) -> Answer:
     raw = body if isinstance(body, bytes) else orjson.dumps(body)
     used = JSON_HEADERS if headers is None else headers
-    return parse_completion(status, used, raw, prompt, secret=SECRET)
+    return ChatCompletions().answer(Response(status, used, raw, SECRET), prompt)
 
 
 def failure(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from askonce_queue.errors import ConfigError
-from askonce_worker.config import OpenAIModelConfig, PythonModelConfig, StoreConfig
+from askonce_worker.config import ApiModelConfig, PythonModelConfig, StoreConfig
 from tests.support.config_file import MODEL, TASK, ConfigLoader
 
 WHOLE = """
@@ -60,7 +60,7 @@ def test_the_whole_schema_loads(load: ConfigLoader) -> None:
     assert settings.redis == StoreConfig(url="redis://127.0.0.1:6379/0", shards=3)
     assert settings.shards == 3
     gpt, local = settings.models["gpt"], settings.models["local"]
-    assert isinstance(gpt, OpenAIModelConfig)
+    assert isinstance(gpt, ApiModelConfig)
     assert (gpt.timeout_s, gpt.max_concurrency) == (20.0, 64)
     assert isinstance(local, PythonModelConfig)
     assert (local.call, local.version) == ("examples.intent:classify", "2")

@@ -8,6 +8,8 @@ from askonce_queue.errors import ConfigError
 from askonce_worker.config import load_settings
 from tests.support.config_file import MODEL, TASK, ConfigLoader
 
+KINDS = "'openai', 'openai-responses', 'openai-moderations', 'predict', 'anthropic', 'python'"
+
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ConfigLoader:
@@ -84,14 +86,17 @@ def test_a_wrong_task_is_one_line(load: ConfigLoader, lines: str, expected: str)
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
-        ("[models.m]", "models.m.kind: expected one of 'openai', 'python', got nothing"),
+        (
+            "[models.m]",
+            f"models.m.kind: expected one of {KINDS}, got nothing",
+        ),
         (
             '[models.m]\nkind = "opnai"',
-            "models.m.kind: expected one of 'openai', 'python', got 'opnai'",
+            f"models.m.kind: expected one of {KINDS}, got 'opnai'",
         ),
         (
             "[models.m]\nkind = ['openai']",
-            "models.m.kind: expected one of 'openai', 'python', got ['openai']",
+            f"models.m.kind: expected one of {KINDS}, got ['openai']",
         ),
         ("[models.m]\nkind = 'openai'", "models.m.base_url: missing; expected str"),
         ("[models.m]\nkind = 'python'", "models.m.call: missing; expected str"),

@@ -14,7 +14,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from askonce_worker.config import OpenAIModelConfig, WorkerConfig, load_settings
+from askonce_worker.config import ApiModelConfig, WorkerConfig, load_settings
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 UNIT = DEPLOY / "systemd" / "askonce-worker.service"
@@ -165,7 +165,7 @@ def test_deployment_finds_its_configuration_and_keys(tmp_path: Path) -> None:
     config.write_text(text.replace(mounts["keys"], str(tmp_path)), encoding="utf-8")
     settings = load_settings(config)
     model = settings.models["gpt"]
-    assert isinstance(model, OpenAIModelConfig)
+    assert isinstance(model, ApiModelConfig)
     assert model.api_key_file == str(key)
     assert settings.redis is not None
     assert settings.worker.drain_s == DRAIN_S

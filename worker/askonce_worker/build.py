@@ -12,10 +12,21 @@ from askonce_queue.store_config import StoreConfig
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.cache.normalize import normalizer
 from askonce_worker.cache.policy import Policy
-from askonce_worker.config import PythonModelConfig, Settings, TaskConfig
-from askonce_worker.models.openai import OpenAIModel
+from askonce_worker.config import (
+    AnthropicModelConfig,
+    ApiModelConfig,
+    PythonModelConfig,
+    Settings,
+    TaskConfig,
+)
+from askonce_worker.models.anthropic import AnthropicMessages
+from askonce_worker.models.chat import ChatCompletions
+from askonce_worker.models.http_model import Dialect, HttpModel
+from askonce_worker.models.moderations import Moderations
+from askonce_worker.models.predict import Predict
 from askonce_worker.models.protocol import Model, Prompt
 from askonce_worker.models.python import PythonModel, load_call
+from askonce_worker.models.responses import Responses
 from askonce_worker.models.retry import RetryPolicy
 from askonce_worker.tasks import Backend, Task
 
@@ -69,13 +80,29 @@ def build_model(settings: Settings, name: str, session: aiohttp.ClientSession) -
             call, name=name, timeout_s=config.timeout_s, max_threads=config.max_concurrency
         )
     settings.api_key(name)  # a key that is missing is found at the start, not at the first miss
-    return OpenAIModel(
+    return HttpModel(
         session,
+        dialect_of(config),
         base_url=config.base_url,
         model=config.model,
         api_key=lambda: settings.api_key(name),
         timeout_s=config.timeout_s,
     )
+
+
+def dialect_of(config: ApiModelConfig) -> Dialect:
+    """How a model's API is spoken to."""
+    if isinstance(config, AnthropicModelConfig):
+        return AnthropicMessages(config.api_version)
+    return DIALECTS[config.kind]
+
+
+DIALECTS: dict[str, Dialect] = {
+    "openai": ChatCompletions(),
+    "openai-responses": Responses(),
+    "openai-moderations": Moderations(),
+    "predict": Predict(),
+}
 
 
 def build_tasks(settings: Settings, backends: dict[str, Backend]) -> dict[str, Task]:
@@ -137,4 +164,7 @@ def model_identity(settings: Settings, name: str) -> dict[str, str]:
     config = settings.models[name]
     if isinstance(config, PythonModelConfig):
         return {"kind": config.kind, "callable": config.call, "version": config.version}
-    return {"kind": config.kind, "base_url": config.base_url, "model": config.model}
+    identity = {"kind": config.kind, "base_url": config.base_url, "model": config.model}
+    if isinstance(config, AnthropicModelConfig):
+        identity["api_version"] = config.api_version
+    return identity

@@ -15,11 +15,12 @@ from askonce_queue.store_config import FILE_OPTIONS, StoreConfig
 from askonce_worker.config_schema import (
     MODEL_KINDS,
     NAME,
+    AnthropicModelConfig,
+    ApiModelConfig,
     CacheConfig,
     EmbeddedConfig,
     ModelConfig,
     NormalizeStep,
-    OpenAIModelConfig,
     PythonModelConfig,
     TaskConfig,
     WorkerConfig,
@@ -27,11 +28,12 @@ from askonce_worker.config_schema import (
 from askonce_worker.config_tables import ConfigFile, Table, did_you_mean
 
 __all__ = [
+    "AnthropicModelConfig",
+    "ApiModelConfig",
     "CacheConfig",
     "EmbeddedConfig",
     "ModelConfig",
     "NormalizeStep",
-    "OpenAIModelConfig",
     "PythonModelConfig",
     "Settings",
     "StoreConfig",
@@ -136,7 +138,7 @@ def _model(source: ConfigFile, table: Table, key: str) -> ModelConfig:
         got = "nothing" if kind is None else repr(kind)
         raise source.error(f"{key}.kind", f"expected one of {kinds}, got {got}")
     model = source.convert(table, MODEL_KINDS[kind], key)
-    if isinstance(model, OpenAIModelConfig) and model.api_key_file is not None:
+    if isinstance(model, ApiModelConfig) and model.api_key_file is not None:
         _key_in_file(source, model.api_key_file, f"{key}.api_key_file")
     return model
 

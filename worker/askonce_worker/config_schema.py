@@ -22,6 +22,7 @@ NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 Count = Annotated[int, Meta(gt=0)]
 Duration = Annotated[float, Meta(gt=0, le=7 * 86400)]
 """Seconds, of things that happen within one process; at most a week."""
+Version = Literal["2023-06-01", "2026-10-21"]
 NormalizeStep = Literal["nfkc", "nfc", "whitespace", "casefold"]
 
 
@@ -33,10 +34,14 @@ class EmbeddedConfig(msgspec.Struct, frozen=True):
     maxmemory: Bytes = Bytes(1 << 30)
 
 
-class OpenAIModelConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`[models.NAME]` with `kind = "openai"`: any server with OpenAI's chat completions."""
+class ApiModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`[models.NAME]` of a model behind an HTTP API; what they have in common.
 
-    kind: Literal["openai"]
+    `kind`: `openai` is any server with OpenAI's chat completions, `openai-responses` and
+    `openai-moderations` are OpenAI's other APIs, `predict` is a text classification server (TEI).
+    """
+
+    kind: Literal["openai", "openai-responses", "openai-moderations", "predict"]
     base_url: str
     model: str
     api_key_env: str | None = None
@@ -57,6 +62,15 @@ class OpenAIModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
+class AnthropicModelConfig(ApiModelConfig, frozen=True, kw_only=True):
+    """`[models.NAME]` with `kind = "anthropic"`: Anthropic's messages."""
+
+    kind: Literal["anthropic"]  # type: ignore[assignment]
+    base_url: str = "https://api.anthropic.com"
+    api_version: Version = "2023-06-01"
+    """Which generation of the API. The newer takes no temperature."""
+
+
 class PythonModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`[models.NAME]` with `kind = "python"`: a function of this process."""
 
@@ -69,9 +83,13 @@ class PythonModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrency: Count = 32
 
 
-ModelConfig = OpenAIModelConfig | PythonModelConfig
+ModelConfig = ApiModelConfig | AnthropicModelConfig | PythonModelConfig
 MODEL_KINDS: dict[str, type[ModelConfig]] = {
-    "openai": OpenAIModelConfig,
+    "openai": ApiModelConfig,
+    "openai-responses": ApiModelConfig,
+    "openai-moderations": ApiModelConfig,
+    "predict": ApiModelConfig,
+    "anthropic": AnthropicModelConfig,
     "python": PythonModelConfig,
 }
 

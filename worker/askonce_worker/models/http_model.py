@@ -1,7 +1,7 @@
-"""A model behind an OpenAI-compatible chat completions API: OpenAI, vLLM, Ollama and others.
+"""A model behind an HTTP API: one POST a question, no retries, no redirects, no streaming.
 
-One POST a question, no retries, no redirects, no streaming. What a response means is decided in
-`completion.py`; this file holds the request and the connection.
+What is asked, and what a response means, is a `Dialect`'s matter: one small file an API. This file
+holds the connection.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -17,10 +17,10 @@ import orjson
 
 from askonce_queue.errors import ConfigError
 from askonce_queue.reply import Answer
-from askonce_worker.models.completion import (
+from askonce_worker.models.http_reply import (
     MAX_BODY_BYTES,
+    Response,
     failure_of_status,
-    parse_completion,
     shown,
 )
 from askonce_worker.models.protocol import (
@@ -31,20 +31,52 @@ from askonce_worker.models.protocol import (
     TransientFailure,
 )
 
-RESERVED_PARAMS = ("messages", "model", "stream")
-"""What the task itself decides; a `params` that names one is rejected, not overridden."""
-
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=None)
 """`asyncio.timeout` covers the whole call instead: aiohttp rounds totals above 5 s up."""
 
 
-class OpenAIModel:
-    """Asks an OpenAI-compatible server; implements `Model`.
+class Request(NamedTuple):
+    """What is posted: the path below the base URL, and the JSON body."""
+
+    path: str
+    body: dict[str, Any]
+
+    def encoded(self) -> bytes:
+        """The body. Raises `Rejection` `rejected` for one that is not JSON."""
+        try:
+            return orjson.dumps(self.body)
+        except TypeError as error:
+            raise Rejection("rejected", f"the request is not JSON: {error}") from None
+
+
+class Dialect(Protocol):
+    """One API: how a question is put, and what a response says. No I/O and no state."""
+
+    @property
+    def probe(self) -> str:
+        """The path that lists what the server offers; asking costs nothing."""
+        ...
+
+    def headers(self, key: str) -> dict[str, str]:
+        """The headers of a request; `key` is empty where none is needed."""
+        ...
+
+    def request(self, model: str, prompt: Prompt, question: Question) -> Request:
+        """What to post. Raises `Rejection` `rejected` for what this API cannot be asked."""
+        ...
+
+    def answer(self, response: Response, prompt: Prompt) -> Answer:
+        """The answer in a response. Raises the `ModelFailure` that it stands for."""
+        ...
+
+
+class HttpModel:
+    """Asks a server in its dialect; implements `Model`.
 
     `session` is shared and stays the caller's to close; its connector decides how many connections
-    there are. `base_url` is the API's root, with `/v1` where the server has it. `api_key` is asked
-    before each call, so that a rotated key is picked up; None sends no Authorization. `timeout_s`
-    bounds a whole call, waiting for a connection included.
+    there are. `base_url` is the API's root, with `/v1` where the dialect wants it. `api_key` is
+    asked before each call, so that a rotated key is picked up; None sends none. `timeout_s` bounds
+    a whole call, waiting for a connection included.
 
     Raises `ConfigError` for a `base_url` that is not a plain http(s) address, or a `timeout_s`
     that is not positive.
@@ -53,6 +85,7 @@ class OpenAIModel:
     def __init__(
         self,
         session: aiohttp.ClientSession,
+        dialect: Dialect,
         *,
         base_url: str,
         model: str,
@@ -63,32 +96,34 @@ class OpenAIModel:
             raise ConfigError(f"timeout_s must be positive, not {timeout_s}")
         self._base_url = _checked_base_url(base_url)
         self._session = session
+        self._dialect = dialect
         self._model = model
         self._api_key = api_key
         self._timeout_s = timeout_s
 
     def __repr__(self) -> str:
-        return f"OpenAIModel(base_url={self._base_url!r}, model={self._model!r})"
+        dialect = type(self._dialect).__name__
+        return f"HttpModel({dialect}, base_url={self._base_url!r}, model={self._model!r})"
 
     async def ask(self, prompt: Prompt, question: Question) -> Answer:
         """See `Model.ask`. `question.params` win over `prompt.params`, these over the rest."""
-        body = request_body(self._model, prompt, question)
-        key = self._key()
-        status, headers, reply = await self._exchange("POST", "/chat/completions", key, body)
-        return parse_completion(status, headers, reply, prompt, secret=key)
+        request = self._dialect.request(self._model, prompt, question)
+        response = await self._exchange("POST", request.path, request.encoded())
+        return self._dialect.answer(response, prompt)
 
     async def check(self) -> str:
-        """See `Model.check`: asks for the list of models, which costs no tokens.
+        """See `Model.check`: asks what the server offers, which costs no tokens.
 
-        A server without `/models` (404, 405) passes: reaching it is all that can be known.
+        A server that does not say (404, 405) passes: reaching it is all that can be known.
         """
-        key = self._key()
-        status, headers, reply = await self._exchange("GET", "/models", key)
-        if status in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
+        response = await self._exchange("GET", self._dialect.probe)
+        if response.status in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
             return f"{self._base_url} answers (it lists no models, so {self._model!r} is unchecked)"
-        if status != HTTPStatus.OK:
-            raise failure_of_status(status, headers, reply, secret=key)
-        listed = "offers" if self._model in _model_ids(reply) else "answers, but does not list"
+        if response.status != HTTPStatus.OK:
+            raise failure_of_status(response)
+        listed = (
+            "offers" if self._model in _model_ids(response.body) else "answers, but does not list"
+        )
         return f"{self._base_url} {listed} {self._model!r}"
 
     async def aclose(self) -> None:
@@ -107,17 +142,15 @@ class OpenAIModel:
             )
         return key
 
-    async def _exchange(
-        self, method: str, path: str, key: str, body: bytes | None = None
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        """Send one request; return status, headers and at most `MAX_BODY_BYTES` + 1 of the body.
+    async def _exchange(self, method: str, path: str, body: bytes | None = None) -> Response:
+        """Send one request; read at most `MAX_BODY_BYTES` + 1 of the response's body.
 
         Raises `TransientFailure` `timeout` or `unavailable`. The failure is raised outside the
         handlers: aiohttp's exceptions hold the request's headers, and with them the key.
         """
+        key = self._key()
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
+        headers |= self._dialect.headers(key)
         failure: ModelFailure
         try:
             async with (
@@ -132,7 +165,8 @@ class OpenAIModel:
                     timeout=_NO_TIMEOUT,
                 ) as response,
             ):
-                return response.status, response.headers, await _read_bounded(response)
+                said: Mapping[str, str] = response.headers
+                return Response(response.status, said, await _read_bounded(response), key)
         except TimeoutError:
             failure = TransientFailure(
                 "timeout", f"no answer from {self._base_url} within {self._timeout_s:g} s"
@@ -143,58 +177,28 @@ class OpenAIModel:
         raise failure
 
 
-def request_body(model: str, prompt: Prompt, question: Question) -> bytes:
-    """Return the JSON body of a chat completion request.
+def bearer(key: str) -> dict[str, str]:
+    """The header of an API key, as most APIs want it (RFC 6750)."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
-    Raises `Rejection` `rejected` for params that would change what the task is: those in
-    `RESERVED_PARAMS`, an `n` other than 1, and a question's own `response_format` where the task
-    has labels. (The task's may set one, for servers that hold labels another way.)
+
+def merged_params(prompt: Prompt, question: Question, reserved: tuple[str, ...]) -> dict[str, Any]:
+    """The parameters of task and question, the question's winning.
+
+    Raises `Rejection` `rejected` for those that the task itself decides.
     """
-    given = question.params or {}
-    params = {**(prompt.params or {}), **given}
-    for name in RESERVED_PARAMS:
+    params = {**(prompt.params or {}), **(question.params or {})}
+    for name in reserved:
         if name in params:
             raise Rejection("rejected", f"params must not set {name!r}: the task decides it")
-    if "n" in params and (isinstance(params["n"], bool) or params["n"] != 1):
-        raise Rejection("rejected", "params may set 'n' to 1 only: a question has one answer")
-    body: dict[str, Any] = {"model": model, "messages": _messages(prompt, question)}
-    if prompt.temperature is not None:
-        body["temperature"] = prompt.temperature
-    if prompt.max_tokens is not None:
-        body["max_tokens"] = prompt.max_tokens
-    if prompt.labels:
-        if "response_format" in given:
-            raise Rejection(
-                "rejected", "params must not set 'response_format': the task's labels decide it"
-            )
-        body["response_format"] = _label_format(prompt.labels)
-    try:
-        return orjson.dumps(body | params)
-    except TypeError as error:
-        raise Rejection("rejected", f"the request is not JSON: {error}") from None
+    return params
 
 
-def _messages(prompt: Prompt, question: Question) -> list[dict[str, Any]]:
-    messages: list[dict[str, Any]] = []
-    if prompt.system:
-        messages.append({"role": "system", "content": prompt.system})
-    if question.messages is not None:
-        return messages + question.messages
-    return [*messages, {"role": "user", "content": question.text or ""}]
-
-
-def _label_format(labels: tuple[str, ...]) -> dict[str, Any]:
-    """Return the strict JSON schema of `{"label": one of labels}`."""
-    schema = {
-        "type": "object",
-        "properties": {"label": {"type": "string", "enum": labels}},
-        "required": ["label"],
-        "additionalProperties": False,
-    }
-    return {
-        "type": "json_schema",
-        "json_schema": {"name": "classification", "strict": True, "schema": schema},
-    }
+def only_text(question: Question, what: str) -> str:
+    """The text of a question. Raises `Rejection` `rejected` where there are messages."""
+    if question.text is None:
+        raise Rejection("rejected", f"{what} take text, not messages")
+    return question.text
 
 
 async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
@@ -230,9 +234,11 @@ def _checked_base_url(base_url: str) -> str:
 
 
 def _model_ids(reply: bytes) -> set[str]:
-    """Return the ids in a `/models` reply, empty when it is in another format."""
+    """The ids in a list of models (OpenAI, Anthropic), or in TEI's `/info`; else empty."""
     try:
-        models = orjson.loads(reply)["data"]
-        return {model["id"] for model in models}
+        document = orjson.loads(reply)
+        if "model_id" in document:
+            return {str(document["model_id"])}
+        return {model["id"] for model in document["data"]}
     except (ValueError, TypeError, KeyError):
         return set()
