@@ -77,8 +77,8 @@ def completion(chat: ChatRequest, text: str, label: str | None) -> bytes:
     return _completion(chat, _json_text({name: chosen}))
 
 
-def fault_reply(fault: Fault, chat: ChatRequest, retry_after_s: float | None) -> web.Response:
-    """Return the response of a fault. Raises `ValueError` for `ok`, `cut` and `stall`: no such."""
+def fault_reply(fault: Fault, retry_after_s: float | None) -> web.Response | None:
+    """Return the response of a fault of HTTP; None for one of the body."""
     match fault:
         case "status_429":
             reply = error_reply(429, "rate_limit_exceeded", "Rate limit reached, slow down")
@@ -91,11 +91,10 @@ def fault_reply(fault: Fault, chat: ChatRequest, retry_after_s: float | None) ->
         case "wrong_content_type":
             return web.Response(text="<html>It works!</html>", content_type="text/html")
         case _:
-            body = _bad_completion(fault, chat)
-            return web.Response(body=body, content_type="application/json")
+            return None
 
 
-def _bad_completion(fault: Fault, chat: ChatRequest) -> bytes:
+def bad_completion(fault: Fault, chat: ChatRequest) -> bytes:
     """Return a 200's body that is no answer."""
     name, labels = chat.labels()
     match fault:

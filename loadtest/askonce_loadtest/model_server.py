@@ -1,11 +1,12 @@
-"""A stand-in model server: OpenAI-compatible, over real HTTP, wrong on demand, exactly counted.
+"""A stand-in model server: every API we speak, over real HTTP, wrong on demand, exactly counted.
 
 What it answers depends on its seed, the input and how often that input was asked, never on the
 order of arrival: a run can be repeated. It counts calls per distinct input, which is how tests and
 load tests know that every distinct question was asked once.
 
-    POST /v1/chat/completions    an answer, or the fault whose turn it is
-    GET  /v1/models              the one model
+    POST /v1/chat/completions    an answer, or the fault whose turn it is; also /v1/messages,
+                                 /v1/responses, /v1/moderations and /predict
+    GET  /v1/models              the one model; also /info
     GET  /stats                  counters as JSON, for other processes; ?calls=1 adds each input's
     POST /reset                  forget the counters; a JSON `Behaviour` as body replaces this one
 """
@@ -23,14 +24,8 @@ import msgspec
 from aiohttp import web
 
 from askonce_loadtest.model_behaviour import Behaviour, Fault, Turn, turn_of
-from askonce_loadtest.model_replies import (
-    ChatRequest,
-    completion,
-    error_reply,
-    fault_reply,
-    last_user_text,
-    send_cut,
-)
+from askonce_loadtest.model_dialects import SPEECHES, Asked, Speech
+from askonce_loadtest.model_replies import error_reply, fault_reply, send_cut
 
 __all__ = ["Behaviour", "Fault", "ModelServer", "serve"]
 
@@ -40,7 +35,6 @@ MAX_TRACKED_INPUTS = 1_000_000
 """Distinct inputs counted one by one; calls with further ones count as `untracked_calls`."""
 MODEL_ID = "stand-in-1"
 _SHUTDOWN_S = 1.0
-_request_decoder = msgspec.json.Decoder(ChatRequest)
 _behaviour_decoder = msgspec.json.Decoder(Behaviour)
 
 
@@ -95,7 +89,9 @@ class ModelServer:
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=MAX_REQUEST_BYTES)
-        app.router.add_post("/v1/chat/completions", self._answer)
+        for path in SPEECHES:
+            app.router.add_post(path, self._answer)
+        app.router.add_get("/info", self._info)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/stats", self._stats)
         app.router.add_post("/reset", self._reset)
@@ -147,36 +143,33 @@ class ModelServer:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         if not self._authorized(request):
-            return error_reply(
-                401, "invalid_api_key", f"wrong key: {request.headers.get('Authorization')}"
-            )
+            return error_reply(401, "invalid_api_key", f"wrong key: {_key_of(request)}")
+        speech = SPEECHES[request.path]
         try:
-            chat = _request_decoder.decode(await request.read())
+            asked = speech.read(await request.read())
         except web.HTTPRequestEntityTooLarge:
             return error_reply(
                 413, "request_too_large", f"requests have at most {MAX_REQUEST_BYTES} bytes"
             )
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
             return error_reply(400, "invalid_request", str(error))
-        if chat.stream or chat.n != 1:
-            return error_reply(400, "unsupported", "this server does no streams and only n=1")
-        text = last_user_text(chat.messages)
-        turn = self._next_turn(text)
-        label = self._on_call(text, turn.fault) if self._on_call else None
+        turn = self._next_turn(asked.text)
+        label = self._on_call(asked.text, turn.fault) if self._on_call else None
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
             if turn.latency_s > 0:
                 await asyncio.sleep(turn.latency_s)
-            return await self._reply(request, chat, text, turn, label or self._labels.get(text))
+            label = label or self._labels.get(asked.text)
+            return await self._reply(request, speech, asked, turn, label)
         finally:
             self.in_flight -= 1
 
     async def _reply(
         self,
         request: web.Request,
-        chat: ChatRequest,
-        text: str,
+        speech: Speech,
+        asked: Asked,
         turn: Turn,
         label: str | None,
     ) -> web.StreamResponse:
@@ -184,10 +177,13 @@ class ModelServer:
             await self._stopping.wait()
             return error_reply(503, "stopping", "the server stopped")
         if turn.fault == "cut":
-            return await send_cut(request, completion(chat, text, label))
-        if turn.fault == "ok":
-            return web.Response(body=completion(chat, text, label), content_type="application/json")
-        return fault_reply(turn.fault, chat, self.behaviour.retry_after_s)
+            return await send_cut(request, speech.good(asked, label))
+        reply = fault_reply(turn.fault, self.behaviour.retry_after_s)
+        if reply is not None:
+            return reply
+        good = turn.fault == "ok"
+        body = speech.good(asked, label) if good else speech.bad(turn.fault, asked)
+        return web.Response(body=body, content_type="application/json")
 
     def _next_turn(self, text: str) -> Turn:
         """Count the call and decide what it gets."""
@@ -206,14 +202,18 @@ class ModelServer:
     def _authorized(self, request: web.Request) -> bool:
         if self._api_key is None:
             return True
-        given = request.headers.get("Authorization", "").encode()
-        return hmac.compare_digest(given, f"Bearer {self._api_key}".encode())
+        return hmac.compare_digest(_key_of(request).encode(), self._api_key.encode())
 
     async def _models(self, request: web.Request) -> web.Response:
         if not self._authorized(request):
             return error_reply(401, "invalid_api_key", "wrong key")
         models = [{"id": MODEL_ID, "object": "model", "created": 0, "owned_by": "askonce"}]
         return _json({"object": "list", "data": models})
+
+    async def _info(self, request: web.Request) -> web.Response:
+        if not self._authorized(request):
+            return error_reply(401, "invalid_api_key", "wrong key")
+        return _json({"model_id": MODEL_ID, "model_type": {"classifier": {}}})
 
     async def _stats(self, request: web.Request) -> web.Response:
         stats = self.stats()
@@ -228,6 +228,12 @@ class ModelServer:
         except msgspec.DecodeError as error:
             return error_reply(400, "invalid_behaviour", str(error))
         return _json(self.stats())
+
+
+def _key_of(request: web.Request) -> str:
+    """The API key of a request, wherever its API puts it."""
+    bearer = request.headers.get("Authorization", "")
+    return bearer.removeprefix("Bearer ") or request.headers.get("x-api-key", "")
 
 
 def _json(value: object) -> web.Response:

@@ -65,13 +65,13 @@ class Moderations:
 def answer_of(result: _Result, model: object, prompt: Prompt, response: Response) -> Answer:
     """The answer of one result."""
     scores = {name: score for name, score in result.category_scores.items() if score is not None}
-    flagged = [name for name, hit in result.categories.items() if hit]
-    counted = flagged
-    if prompt.labels and FLAGGED not in prompt.labels:
-        counted = [name for name in flagged if name in prompt.labels]
-    top = max(counted, key=lambda name: scores.get(name, 0.0), default=None)
-    if top is None or (not prompt.labels and not result.flagged):
-        label, score = _nothing(result, prompt), 1.0 - max(scores.values(), default=0.0)
+    any_counts = not prompt.labels or FLAGGED in prompt.labels
+    counted = [name for name in result.categories if any_counts or name in prompt.labels]
+    flagged = [name for name in counted if result.categories[name]]
+    top = max(flagged, key=lambda name: scores.get(name, 0.0), default=None)
+    if top is None:
+        highest = max((scores.get(name, 0.0) for name in counted), default=0.0)
+        label, score = _nothing(result, prompt), 1.0 - highest
     else:
         is_any = top not in prompt.labels and FLAGGED in prompt.labels
         label, score = FLAGGED if is_any else top, scores.get(top, 1.0)
