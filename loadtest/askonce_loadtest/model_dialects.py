@@ -130,13 +130,13 @@ class Responses:
     def read(self, body: bytes) -> Asked:
         """See `Speech.read`."""
         given: dict[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
-        format_ = (given.get("text") or {}).get("format") or {}
+        text: dict[str, Any] = given.get("text") or {}
+        format_: dict[str, Any] = text.get("format") or {}
         labels: tuple[str, ...] = ()
         if format_.get("type") == "json_schema":
             labels = tuple(format_["schema"]["properties"]["label"]["enum"])
         asked = given["input"]
-        text = asked if isinstance(asked, str) else _text_of(asked)
-        return Asked(text, labels, given)
+        return Asked(asked if isinstance(asked, str) else _text_of(asked), labels, given)
 
     def good(self, asked: Asked, label: str | None) -> bytes:
         """See `Speech.good`."""
@@ -270,7 +270,8 @@ def _text_of(messages: list[dict[str, Any]]) -> str:
             content: Any = message.get("content")
             if isinstance(content, str):
                 return content
-            return "".join(str(part.get("text", "")) for part in content or [])
+            parts: list[dict[str, Any]] = content or []
+            return "".join(str(part.get("text", "")) for part in parts)
     return ""
 
 
