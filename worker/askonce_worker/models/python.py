@@ -23,7 +23,7 @@ import anyio
 
 from askonce_queue.errors import ConfigError
 from askonce_queue.reply import Answer
-from askonce_worker.models.completion import shown
+from askonce_worker.models.http_reply import shown
 from askonce_worker.models.protocol import (
     ModelFailure,
     Prompt,
