@@ -9,10 +9,10 @@ import pytest
 import redis.asyncio
 
 from askonce_queue import Client, Job, answer_scripts, names
+from askonce_queue.buckets import OTHERS
 from askonce_queue.scripts import run, send
 from askonce_queue.store import Store as AskonceStore
 from askonce_worker.pool import sweep
-from askonce_worker.pool.sweep import OTHERS
 from tests.support.leftovers import (
     BEATS,
     CLIENTS,

@@ -25,9 +25,9 @@ from prometheus_client.registry import Collector
 from askonce_worker.observe.backlog import Backlog, LaneState
 from askonce_worker.observe.counters import Counters
 from askonce_worker.observe.families import BY_TASK, BY_WORKER, Family
+from askonce_worker.observe.fields import WORKER
 from askonce_worker.observe.health import Health, Signs, Verdict
 from askonce_worker.observe.histogram import CALL_BOUNDS_S, Histogram
-from askonce_worker.observe.totals import WORKER
 
 
 class WorkerMetrics(Collector):

@@ -219,6 +219,8 @@ class Worker:
         )
         tasks.start_soon(sweep.run)
         tasks.start_soon(self.counters.flush_forever, self._commands, self._tags[0])
+        for shard in range(len(self._tags)):
+            tasks.start_soon(self.counters.first_reads.tell_forever, self._commands, shard)
         return tasks
 
     def _intake(self, tag: str) -> Intake:
