@@ -15,8 +15,8 @@ _MOVE_IT_OUT = """Is there a date, a user's name or an id in the prompt or the i
 questions are never equal: move it out, or normalize it away."""
 _PREFIX_CACHING = """The provider's own prefix caching makes the equal beginning of long prompts \
 cheap; it works beside this."""
-_SMALLER_MODEL = """If the inputs do differ, nothing can be reused: a smaller model makes all calls \
-cheaper."""
+_SMALLER_MODEL = """If the inputs do differ, nothing can be reused. A smaller model makes all \
+calls cheap."""
 
 ADVICE: dict[Verdict, tuple[str, ...]] = {
     "paying": (),
