@@ -232,9 +232,11 @@ def count_solo(lane: Lane, entry_id: bytes, token: str) -> Call:
     return Call(_COUNT_SOLO, [key], [solo_field(lane, entry_id), token])
 
 
-def count(tag: str, counts: Mapping[str, int], *, at_ms: int = 0) -> Call:
-    """`at_ms`: when it happened, server Unix ms; 0: now."""
-    head: list[Arg] = [at_ms, names.window_prefix(tag), buckets.MOST_FIELDS, buckets.OTHERS]
+def count(
+    tag: str, counts: Mapping[str, int], *, at_ms: int = 0, most_fields: int = buckets.MOST_FIELDS
+) -> Call:
+    """`at_ms`: when it happened, server Unix ms; 0: now. `most_fields`: of a bucket."""
+    head: list[Arg] = [at_ms, names.window_prefix(tag), most_fields, buckets.OTHERS]
     pairs = [word for pair in counts.items() for word in pair]
     keys = [names.stats(tag), names.windows(tag)]
     return Call(_COUNT, keys, [*head, buckets.SIZES_TEXT, *pairs])

@@ -69,8 +69,10 @@ class WorkerMetrics(Collector):
         for task, model in models.items():
             for counter, value in family.counters.items():
                 given = {"task": task, "model": model, family.label: value}
+                amount = counts.get((task, counter), 0)
                 metric.add_metric(
-                    [given[label] for label in labels], counts.get((task, counter), 0)
+                    [given[label] for label in labels],
+                    amount / family.parts if family.parts > 1 else amount,
                 )
         return metric
 
