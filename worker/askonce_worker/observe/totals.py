@@ -122,14 +122,12 @@ class FleetReader:
                 lanes[lane].pending += state.pending
                 lanes[lane].oldest_s = max(lanes[lane].oldest_s, round(state.oldest_s, 1))
         servers = await _servers(store)
-        timeline = await self._windows.timeline(now_ms)
-        longest_s = await _longest_life_s(store)
         worker = Counter({name: n for (task, name), n in counts.items() if task == WORKER})
         return FleetState(
             pool=pool,
             workers=sorted(workers),
             currency=self._terms.currency,
-            windows={window.name: self._window(timeline, window, longest_s) for window in WINDOWS},
+            windows=await self.windows(now_ms),
             total=totals_of(counts),
             tasks={task: totals_of(of_task(counts, task)) for task in tasks_in(counts)},
             tenants={
@@ -145,6 +143,12 @@ class FleetReader:
             store_bytes=_sum(servers, "used_memory"),
             store_max_bytes=_sum(servers, "maxmemory"),
         )
+
+    async def windows(self, now_ms: float) -> dict[str, WindowState]:
+        """The rolling windows that end at server time `now_ms`. Raises redis-py's errors."""
+        timeline = await self._windows.timeline(now_ms)
+        longest_s = await _longest_life_s(self._store)
+        return {window.name: self._window(timeline, window, longest_s) for window in WINDOWS}
 
     def _window(self, timeline: Timeline, window: Window, longest_s: float) -> WindowState:
         counts, span_s = timeline.counts(window), timeline.span_s(window)
