@@ -236,10 +236,10 @@ def count(
     tag: str, counts: Mapping[str, int], *, at_ms: int = 0, most_fields: int = buckets.MOST_FIELDS
 ) -> Call:
     """`at_ms`: when it happened, server Unix ms; 0: now. `most_fields`: of a bucket."""
-    head: list[Arg] = [at_ms, names.window_prefix(tag), most_fields, buckets.OTHERS]
+    where: list[Arg] = [names.windows(tag), names.window_prefix(tag)]
+    bounds: list[Arg] = [most_fields, buckets.OTHERS, buckets.SIZES_TEXT]
     pairs = [word for pair in counts.items() for word in pair]
-    keys = [names.stats(tag), names.windows(tag)]
-    return Call(_COUNT, keys, [*head, buckets.SIZES_TEXT, *pairs])
+    return Call(_COUNT, [names.stats(tag)], [at_ms, *where, *bounds, *pairs])
 
 
 def solo_field(lane: Lane, entry_id: bytes) -> str:

@@ -10,6 +10,7 @@ import anyio
 import msgspec
 import typer
 from redis.exceptions import RedisError
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
@@ -24,8 +25,13 @@ from askonce_worker.config import Settings, TaskConfig, load_settings
 from askonce_worker.observe.totals import FleetReader, FleetState, Terms
 
 EVERY_S = 1.0
-SECTIONS: tuple[Section, ...] = (windows, verdict, money, tasks, accounts, now)
-"""What is shown, from top to bottom."""
+SECTIONS: tuple[tuple[Section, ...], ...] = (
+    (windows, money),
+    (verdict,),
+    (tasks, accounts),
+    (now,),
+)
+"""What is shown, from top to bottom; side by side where there is room."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,4 +120,5 @@ def _check_task(options: Options, settings: Settings, state: FleetState) -> None
 def _shown(options: Options, settings: Settings, state: FleetState) -> RenderableType:
     prompts = {name: task.system or "" for name, task in settings.tasks.items()}
     view = View(state, options.window, options.task, prompts)
-    return Group(*[part for section in SECTIONS if (part := section(view)) is not None])
+    rows = [[part for section in row if (part := section(view))] for row in SECTIONS]
+    return Group(*(Columns(row, padding=(0, 4)) if len(row) > 1 else row[0] for row in rows if row))
