@@ -62,8 +62,8 @@ def test_rates() -> None:
 
 def test_nothing_has_no_rates() -> None:
     totals = totals_of(Counts())
-    assert totals.hit_rate is totals.stampede_rate is totals.verdict is None
-    assert totals.cost.per_call is totals.cost.effective_per_1000 is None
+    assert (totals.hit_rate, totals.stampede_rate, totals.verdict) == (None, None, None)
+    assert (totals.cost.per_call, totals.cost.effective_per_1000) == (None, None)
     assert totals.cost.spent == totals.cost.avoided == 0
 
 

@@ -117,8 +117,12 @@ def _check_task(options: Options, settings: Settings, state: FleetState) -> None
         raise Failed(f"no task {options.task!r} is configured or was ever counted; tasks: {there}")
 
 
-def _shown(options: Options, settings: Settings, state: FleetState) -> RenderableType:
-    prompts = {name: task.system or "" for name, task in settings.tasks.items()}
-    view = View(state, options.window, options.task, prompts)
+def shown(view: View) -> RenderableType:
+    """All sections that have something to say."""
     rows = [[part for section in row if (part := section(view))] for row in SECTIONS]
     return Group(*(Columns(row, padding=(0, 4)) if len(row) > 1 else row[0] for row in rows if row))
+
+
+def _shown(options: Options, settings: Settings, state: FleetState) -> RenderableType:
+    prompts = {name: task.system or "" for name, task in settings.tasks.items()}
+    return shown(View(state, options.window, options.task, prompts))

@@ -77,6 +77,8 @@ def verdict(view: View) -> RenderableType | None:
             for name in tasks
             for finding in volatile_parts(view.prompts.get(name, ""))
         ]
+    if not advice:
+        return Padding(Group(*lines), (0, 1, 1, 1))
     points = Table.grid(padding=(0, 1))
     for line in advice:
         points.add_row("  -", Text(line))
