@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from askonce_queue.buckets import SIZES, Bucket, read_bucket, rounded_ms
+from askonce_queue.buckets import MOST_FIELDS, SIZES, Bucket, read_bucket, rounded_ms
 from askonce_worker.observe.counters import Counters, Counts
 from askonce_worker.observe.fields import field_of, of_tenant, read_field, tenant_in
-from askonce_worker.observe.figures import never_read_of, tasks_in, tenants_in, totals_of
-from askonce_worker.observe.money import FREE, NANO, Price, cost_of, store_share
+from askonce_worker.observe.figures import (
+    HIT_SOURCES,
+    NeverRead,
+    TaskTotals,
+    Tokens,
+    never_read_of,
+    tasks_in,
+    tenants_in,
+    totals_of,
+)
+from askonce_worker.observe.money import FREE, NANO, Cost, Price, cost_of, store_share
 from askonce_worker.observe.tally import (
     IDLE_S,
+    MOST_TENANTS,
     MOST_TOKENS,
     ONE_HIT,
     KnownTenants,
     unpacked,
     worth_of,
 )
-from askonce_worker.observe.verdict import ADVICE, verdict_of
-from askonce_worker.observe.windows import Cohort
+from askonce_worker.observe.totals import FleetState, WindowState
+from askonce_worker.observe.verdict import ADVICE, LEAST_ANSWERS, verdict_of
+from askonce_worker.observe.windows import WINDOWS, Cohort
 
 # Verdicts
 
@@ -192,3 +207,21 @@ def test_a_time_is_rounded_to_a_bucket_that_is_there(at_ms: float, age_s: float)
     finest_s = next((s.seconds for s in SIZES if age_s < s.kept_s - 60), SIZES[-1].seconds)
     assert rounded % (finest_s * 1000) == 0
     assert at_ms - rounded < finest_s * 1000
+
+
+# The list for people
+
+
+def test_docs_name_every_figure() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "STATS.md").read_text(encoding="utf-8")
+    listed = text.partition("## The JSON")[2]
+    for struct in (FleetState, WindowState, TaskTotals, NeverRead, Tokens, Cost):
+        for field in msgspec.structs.fields(struct):
+            assert re.search(rf"\b{field.name}\b", listed), f"{struct.__name__}.{field.name}"
+    for words in (*HIT_SOURCES, *(window.name for window in WINDOWS)):
+        assert words in listed
+    for verdict in ADVICE:
+        assert verdict in text
+    assert f"{MOST_TENANTS} tenants" in text
+    assert f"below {LEAST_ANSWERS} answers" in text
+    assert f"a piece of time {MOST_FIELDS:,}" in text
