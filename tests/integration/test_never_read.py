@@ -65,6 +65,9 @@ async def test_a_read_from_memory_counts_as_one_from_the_store(
                 assert (await ask(first, task, text)).source == "memory"
             for text, sources in (("b", ("store", "memory")), ("c", ("store", "memory"))):
                 assert (await ask(second, task, text)).source in sources
+        # What the store has marked it need not be told.
+        assert len(first.counters.first_reads._noted[0]) == 2
+        assert 0 not in second.counters.first_reads._noted
         await tell(askonce_store, first, second)
         await tell(askonce_store, first, second)
         for resolver in (first, second):

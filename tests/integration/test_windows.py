@@ -122,6 +122,8 @@ async def test_what_is_to_come_is_counted_now(
     later_ms = int(time.now_ms + 1e9)
     await run(store, queue_scripts.count("0", {"t|model": 1}, at_ms=later_ms))
     assert await seen(askonce_store, time) == [1] * 4
+    buckets = [read_bucket(key.split(b":", 2)[2]) for key in await bucket_keys(store)]
+    assert all(bucket and bucket.start_ms <= time.now_ms for bucket in buckets)
 
 
 async def test_buckets_have_no_ttl_and_are_swept(
