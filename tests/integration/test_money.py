@@ -183,6 +183,7 @@ async def test_the_library_counts_for_the_fleet(
     state = await reader.read()
     assert state.tasks["sum"].misses == 2  # a tenant does not see another's answers
     assert state.tasks["sum"].hits["memory"] == 1
+    assert (state.tasks["sum"].fills, state.tasks["sum"].first_reads) == (2, 1)
     assert state.tasks["sum"].cost.spent == 1.0
     assert state.tenants["acme"].cost.avoided == 0.5
     assert state.windows["24h"].tenants["globex"].cost.spent == 0.5

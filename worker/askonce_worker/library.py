@@ -64,8 +64,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 DEFAULT_PATIENCE_S = 600.0
-LAST_FLUSH_S = 1.0
-"""How long closing may wait for the last counts to be written."""
 
 
 class CallFailed(AskonceError):
@@ -148,8 +146,8 @@ class AnswerCache:
                 yield
             finally:
                 tasks.cancel_scope.cancel()
-        with anyio.move_on_after(LAST_FLUSH_S), suppress(RedisError, OSError):
-            await counters.flush(store, store.tags[0])
+        with suppress(RedisError, OSError):
+            await counters.finish(store)
 
     async def __aenter__(self) -> Self:
         hand_to_standard_logging()

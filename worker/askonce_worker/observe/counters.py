@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import anyio
 from redis.exceptions import RedisError
@@ -26,6 +26,11 @@ from askonce_worker.observe.money import Price
 from askonce_worker.observe.tally import MOST_TENANTS, KnownTenants, Tally, unpacked
 
 FLUSH_EVERY_S = 1.0
+UNCANCELLED_S = 3.0
+"""How long a flush under way may outlive the end of its process."""
+LAST_S = 1.0
+"""How long the end of a process waits for its last counts to be written, and for its last first
+reads to be told."""
 
 Counts = Counter[tuple[str, str]]
 """Amounts by task and name."""
@@ -121,10 +126,9 @@ class Counters:
         """Flush every second."""
         while True:
             await anyio.sleep(FLUSH_EVERY_S)
-            try:
-                await self.flush(store, shard_tag)
-            except (RedisError, OSError):
-                continue  # counted again with the next flush; the other loops report the outage
+            # Not cut off in the middle when the process ends: nobody would know what was counted.
+            with suppress(RedisError, OSError), anyio.move_on_after(UNCANCELLED_S, shield=True):
+                await self.flush(store, shard_tag)  # what fails is counted with the next
 
     async def flush(self, store: Store, shard_tag: str) -> None:
         """Add the unflushed counts to the fleet's totals. Raises redis-py's errors."""
@@ -138,14 +142,37 @@ class Counters:
             )
             for at_ms, part in parts
         ]
-        error: Exception | None = None
-        for (at_ms, part), result in zip(parts, await store.run_many(calls), strict=True):
+        try:
+            results = await store.run_many(calls)
+        except BaseException:
+            for at_ms, part in parts:
+                self._take_back(at_ms, part)
+            raise
+        for (at_ms, part), result in zip(parts, results, strict=True):
             if isinstance(result, Exception):
-                error = result
-                self.totals.subtract(_of_tasks(part))
-                (self._dated[at_ms] if at_ms else self._unflushed).update(part)
-        if error is not None:
-            raise error
+                self._take_back(at_ms, part)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    def _take_back(self, at_ms: int, part: Counts) -> None:
+        """Count again, with the next flush, what could not be flushed."""
+        self.totals.subtract(_of_tasks(part))
+        (self._dated[at_ms] if at_ms else self._unflushed).update(part)
+
+    async def finish(self, store: Store) -> None:
+        """Tell and flush all that is left, within a bounded time. Raises redis-py's errors."""
+
+        async def tell(shard: int) -> None:
+            with suppress(RedisError, OSError):
+                await self.first_reads.tell(store, shard)
+
+        with anyio.move_on_after(LAST_S):
+            async with anyio.create_task_group() as tasks:
+                for shard in range(len(store.tags)):
+                    tasks.start_soon(tell, shard)
+        with anyio.move_on_after(LAST_S):
+            await self.flush(store, store.tags[0])
 
     def _take(self) -> Iterable[tuple[int, Counts]]:
         """Everything that is unflushed, in parts that a script may take: time (0: now), counts."""

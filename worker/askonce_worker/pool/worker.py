@@ -305,7 +305,7 @@ class Worker:
             if isinstance(result, Exception):
                 log.warning("the consumer could not be removed: a sweep will", error=str(result))
         try:
-            await self.counters.flush(self._commands, self._tags[0])
+            await self.counters.finish(self._commands)
         except (RedisError, OSError) as error:
             log.warning("the last counts are lost", error=str(error))
 
