@@ -31,7 +31,9 @@ SECTIONS: tuple[tuple[Section, ...], ...] = (
     (tasks, accounts),
     (now,),
 )
-"""What is shown, from top to bottom; side by side where there is room."""
+"""What is shown, from top to bottom; side by side where there is room.
+
+A new section is one more function of the view, here."""
 
 
 @dataclass(frozen=True, kw_only=True)
