@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import pytest
 import redis.asyncio
@@ -223,12 +223,12 @@ async def reads(store: redis.asyncio.Redis) -> int:
 
 
 @pytest.fixture
-async def crowd(askonce_store: Store, time: VirtualTime) -> AsyncIterator[int]:
+async def crowd(askonce_store: Store, time: VirtualTime) -> int:
     """Buckets of the last hours; how many."""
     for _ in range(20):
         await time.advance(600)
         await flush(askonce_store)
-    yield len(await WindowReader(askonce_store)._names())
+    return len(await WindowReader(askonce_store)._names())
 
 
 async def test_buckets_that_are_over_are_not_read_each_second(
