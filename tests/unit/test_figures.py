@@ -18,9 +18,9 @@ from askonce_worker.observe.figures import (
     NeverRead,
     TaskTotals,
     Tokens,
+    by_task,
+    by_tenant,
     never_read_of,
-    tasks_in,
-    tenants_in,
     totals_of,
 )
 from askonce_worker.observe.money import FREE, NANO, Cost, Price, cost_of, store_share
@@ -71,8 +71,8 @@ def test_rates() -> None:
     counts += Counts({("t", "waits"): 5, ("*", "jobs_settled"): 10, ("\0acme", "hits"): 8})
     totals = totals_of(counts)
     assert (totals.answered, totals.hit_rate, totals.stampede_rate) == (10, 0.8, 2.5)
-    assert tasks_in(counts) == ["t", "u"]
-    assert tenants_in(counts) == ["acme"]
+    assert list(by_task(counts)) == ["t", "u"]
+    assert list(by_tenant(counts)) == ["acme"]
 
 
 def test_nothing_has_no_rates() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import msgspec
 
 from askonce_worker.observe.counters import Counts
-from askonce_worker.observe.fields import WORKER, tenant_in
+from askonce_worker.observe.fields import WORKER, of_tenant, tenant_in
 from askonce_worker.observe.money import Cost, cost_of
 from askonce_worker.observe.verdict import Verdict, verdict_of
 from askonce_worker.observe.windows import Cohort
@@ -83,24 +83,29 @@ class TenantTotals(msgspec.Struct, frozen=True, kw_only=True):
     cost: Cost
 
 
-def tasks_in(counts: Counts) -> list[str]:
-    """The tasks that something was counted of, by name."""
-    return sorted({task for task, _ in counts if task != WORKER and tenant_in(task) is None})
+def by_task(counts: Counts) -> dict[str, Counts]:
+    """The counts of each task, by name; those that belong to none are left out."""
+    found: dict[str, Counts] = {}
+    for key, amount in counts.items():
+        if key[0] != WORKER and tenant_in(key[0]) is None:
+            found.setdefault(key[0], Counter())[key] = amount
+    return dict(sorted(found.items()))
 
 
-def tenants_in(counts: Counts) -> list[str]:
-    """The tenants that something was counted of, those with the most answers first."""
-    answers: Counter[str] = Counter()
-    for (task, name), amount in counts.items():
-        tenant = tenant_in(task)
+def by_tenant(counts: Counts) -> dict[str, Counts]:
+    """The counts of each tenant, those with the most answers first."""
+    found: dict[str, Counts] = {}
+    for key, amount in counts.items():
+        tenant = tenant_in(key[0])
         if tenant is not None:
-            answers[tenant] += amount if name in ("hits", "misses") else 0
-    return sorted(answers, key=lambda tenant: (-answers[tenant], tenant))
+            found.setdefault(tenant, Counter())[key] = amount
 
+    def rank(item: tuple[str, Counts]) -> tuple[int, str]:
+        tenant, own = item
+        key = of_tenant(tenant)
+        return -own[key, "hits"] - own[key, "misses"], tenant
 
-def of_task(counts: Counts, task: str) -> Counts:
-    """The counts of one task alone; of a tenant, with `fields.of_tenant`."""
-    return Counter({key: n for key, n in counts.items() if key[0] == task})
+    return dict(sorted(found.items(), key=rank))
 
 
 def totals_of(
@@ -141,11 +146,9 @@ def totals_of(
     )
 
 
-def tenant_totals_of(
-    counts: Counts, tenant_task: str, store_per_answer: float | None = None
-) -> TenantTotals:
-    """The figures of one tenant."""
-    sums = Counter({name: n for (task, name), n in counts.items() if task == tenant_task})
+def tenant_totals_of(counts: Counts, store_per_answer: float | None = None) -> TenantTotals:
+    """The figures of the one tenant in `counts`."""
+    sums = Counter({name: n for (_, name), n in counts.items()})
     hits, misses = sums["hits"], sums["misses"]
     return TenantTotals(
         hits=hits,

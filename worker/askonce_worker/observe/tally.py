@@ -19,7 +19,7 @@ MOST_TOKENS = 1 << 24
 ONE_HIT = 1
 """The worth of a hit whose call has reported no tokens."""
 
-MOST_TENANTS = 200
+MOST_TENANTS = 100
 """Tenants that a worker counts by name at one time; the others are counted together."""
 IDLE_S = 3600.0
 """A tenant that was not seen for so long gives way to others."""

@@ -18,17 +18,16 @@ from askonce_queue.queue_scripts import LANES
 from askonce_queue.store import Store
 from askonce_worker.observe.backlog import LaneState, read_shard
 from askonce_worker.observe.counters import Counts
-from askonce_worker.observe.fields import WORKER, of_tenant
+from askonce_worker.observe.fields import WORKER
 from askonce_worker.observe.figures import (
     NeverRead,
     TaskTotals,
     TenantTotals,
     by_prefix,
+    by_task,
+    by_tenant,
     never_read_of,
-    of_task,
-    tasks_in,
     tenant_totals_of,
-    tenants_in,
     totals_of,
 )
 from askonce_worker.observe.money import store_share
@@ -129,10 +128,8 @@ class FleetReader:
             currency=self._terms.currency,
             windows=await self.windows(now_ms),
             total=totals_of(counts),
-            tasks={task: totals_of(of_task(counts, task)) for task in tasks_in(counts)},
-            tenants={
-                tenant: tenant_totals_of(counts, of_tenant(tenant)) for tenant in tenants_in(counts)
-            },
+            tasks={task: totals_of(own) for task, own in by_task(counts).items()},
+            tenants={name: tenant_totals_of(own) for name, own in by_tenant(counts).items()},
             jobs=by_prefix(worker, "jobs_"),
             lanes=lanes,
             dead_letters=dead_letters,
@@ -156,9 +153,8 @@ class FleetReader:
         share: float | None = None
         if per_hour is not None:
             share = store_share(per_hour, span_s, totals_of(counts).answered)
-        tasks = tasks_in(counts)
         # What ended in this window may be of a task that nobody asks any more.
-        filled = sorted({*tasks, *self._terms.lives_s})
+        filled = sorted({*timeline.tasks, *self._terms.lives_s})
 
         def never_read(of: Sequence[str]) -> NeverRead:
             lives = [(task, self._terms.lives_s.get(task, longest_s)) for task in of]
@@ -171,15 +167,10 @@ class FleetReader:
             span_s=round(span_s, 1),
             total=totals_of(counts, never_read=never_read(filled), store_per_answer=share),
             tasks={
-                task: totals_of(
-                    of_task(counts, task), never_read=never_read([task]), store_per_answer=share
-                )
-                for task in tasks
+                task: totals_of(own, never_read=never_read([task]), store_per_answer=share)
+                for task, own in by_task(counts).items()
             },
-            tenants={
-                tenant: tenant_totals_of(counts, of_tenant(tenant), share)
-                for tenant in tenants_in(counts)
-            },
+            tenants={name: tenant_totals_of(own, share) for name, own in by_tenant(counts).items()},
         )
 
 

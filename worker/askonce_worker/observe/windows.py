@@ -54,6 +54,11 @@ class Timeline:
         self.now_ms = now_ms
         self._buckets = buckets
         self._first_ms = _beginning_ms(buckets, now_ms)
+        self._sums: dict[tuple[int, float, float], Counts] = {}
+        self.tasks = {
+            task for counts in buckets.values() for task, name in counts if name == "fills"
+        }
+        """The tasks whose answers were kept, in any bucket."""
 
     def counts(self, window: Window) -> Counts:
         """What was counted in a window."""
@@ -83,11 +88,13 @@ class Timeline:
 
     def _sum(self, size_s: int, from_ms: float, until_ms: float) -> Counts:
         """Counts of the buckets of a size that begin from one time on and before another."""
-        total: Counts = Counter()
-        for bucket, counts in self._buckets.items():
-            if bucket.size_s == size_s and from_ms <= bucket.start_ms < until_ms:
-                total.update(counts)
-        return total
+        key = (size_s, from_ms, until_ms)
+        if key not in self._sums:  # tasks mostly live equally long, so they ask for the same
+            self._sums[key] = total = Counter()
+            for bucket, counts in self._buckets.items():
+                if bucket.size_s == size_s and from_ms <= bucket.start_ms < until_ms:
+                    total.update(counts)
+        return self._sums[key]
 
 
 def _beginning_ms(buckets: Iterable[Bucket], now_ms: float) -> float:
