@@ -16,6 +16,7 @@ from askonce_queue.buckets import OTHERS, SIZES, read_bucket
 from askonce_queue.scripts import run, send
 from askonce_queue.store import Store
 from askonce_worker.observe.counters import Counters
+from askonce_worker.observe.totals import read_fleet
 from askonce_worker.observe.windows import WINDOWS, Timeline, WindowReader
 from askonce_worker.pool.sweep import COUNT
 from tests.support.leftovers import sweep_all, sweep_of
@@ -171,6 +172,21 @@ async def test_a_bucket_has_so_many_fields_and_no_more(
     assert counts["*", "jobs_settled"] == 6
     assert counts[OTHERS, "model"] > 0
     assert counts[f"\0{OTHERS}", "hits"] > 0
+
+
+async def test_many_fields_are_found_fast_and_few_take_little_room(
+    askonce_store: Store, store: redis.asyncio.Redis, time: VirtualTime
+) -> None:
+    """In a list of 500 fields every one is looked for from the start."""
+    for count, encoding in ((50, b"listpack"), (300, b"hashtable")):
+        counts = {f"t{n}|model": 1 for n in range(count)}
+        for _ in range(2):
+            await run(store, queue_scripts.count("0", counts))
+        for key in (names.stats("0"), *await bucket_keys(store)):
+            assert await send(store, "OBJECT", "ENCODING", key) == encoding
+    assert (await timeline(askonce_store, time)).counts(MINUTE).total() == 700
+    state = await read_fleet(askonce_store, "default")
+    assert list(state.tasks) == sorted(f"t{n}" for n in range(300))
 
 
 steps = st.lists(

@@ -164,5 +164,6 @@ def read_counts(flat: Iterable[bytes] | Exception) -> Counts:
     words = list(flat)
     counts: Counts = Counter()
     for field, amount in zip(words[::2], words[1::2], strict=True):
-        counts[read_field(field)] += int(amount)
+        if b"|" in field:
+            counts[read_field(field)] += int(amount)
     return counts
