@@ -41,9 +41,13 @@ class View(NamedTuple):
         return found | {ALL: self._of(state.tasks, state.total)}
 
     def tasks(self) -> dict[str, TaskTotals]:
-        """The figures of each task in the window."""
+        """The figures of each task that was asked in the window."""
         tasks = self.state.tasks if self.window == ALL else self.state.windows[self.window].tasks
-        return {name: totals for name, totals in tasks.items() if self.task in (None, name)}
+        return {
+            name: totals
+            for name, totals in tasks.items()
+            if self.task in (None, name) and (totals.answered or totals.errors)
+        }
 
     def total(self) -> TaskTotals:
         """The figures of the task, or of all, in the window."""

@@ -153,6 +153,7 @@ class FleetReader:
         share: float | None = None
         if per_hour is not None:
             share = store_share(per_hour, span_s, totals_of(counts).answered)
+        own = by_task(counts)
         # What ended in this window may be of a task that nobody asks any more.
         filled = sorted({*timeline.tasks, *self._terms.lives_s})
 
@@ -167,8 +168,10 @@ class FleetReader:
             span_s=round(span_s, 1),
             total=totals_of(counts, never_read=never_read(filled), store_per_answer=share),
             tasks={
-                task: totals_of(own, never_read=never_read([task]), store_per_answer=share)
-                for task, own in by_task(counts).items()
+                task: totals_of(
+                    own.get(task, Counter()), never_read=never_read([task]), store_per_answer=share
+                )
+                for task in sorted({*own, *timeline.tasks})
             },
             tenants={name: tenant_totals_of(own, share) for name, own in by_tenant(counts).items()},
         )
