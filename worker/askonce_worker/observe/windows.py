@@ -90,7 +90,8 @@ class Timeline:
         """Counts of the buckets of a size that begin from one time on and before another."""
         key = (size_s, from_ms, until_ms)
         if key not in self._sums:  # tasks mostly live equally long, so they ask for the same
-            self._sums[key] = total = Counter()
+            total: Counts = Counter()
+            self._sums[key] = total
             for bucket, counts in self._buckets.items():
                 if bucket.size_s == size_s and from_ms <= bucket.start_ms < until_ms:
                     total.update(counts)
