@@ -21,6 +21,8 @@ them together. Job shards and answer shards share the table of tags but not thei
 | `tries:{tag}` | hash | digest → attempts, remembered rejections |
 | `memory:{tag}` | string | what was last found of the server's memory, see `pressure.lua` |
 | `stats:{tag}` | hash | counters flushed by workers |
+| `windows:{tag}` | sorted set | names of buckets of time → when they may go, ms |
+| `window:{tag}:<bucket>` | hash | the same counters, of one bucket of time |
 | `askonce:meta` | hash | the number of shards |
 
 Only answers have a TTL, so everything else has a bound, or a sweep (`pool/sweep.py` of the worker):
@@ -42,6 +44,8 @@ Only answers have a TTL, so everything else has a bound, or a sweep (`pool/sweep
 | `tries:` | swept at the end of what is remembered |
 | `memory:` | one short record |
 | `stats:` | beyond 10,000 fields those of some tasks are added up in one |
+| `windows:` | one a bucket; swept when its time is over, at most some 170 |
+| `window:` | 4,000 fields; further tasks are added up in one; swept with its name |
 """
 
 from __future__ import annotations
@@ -113,3 +117,12 @@ def memory(tag: str) -> bytes:
 
 def stats(tag: str) -> bytes:
     return f"stats:{{{tag}}}".encode()
+
+
+def windows(tag: str) -> bytes:
+    return f"windows:{{{tag}}}".encode()
+
+
+def window_prefix(tag: str) -> bytes:
+    """The part of a bucket's key before its name, `size in s:number`."""
+    return f"window:{{{tag}}}:".encode()

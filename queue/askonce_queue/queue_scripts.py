@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from askonce_queue import names, pressure
+from askonce_queue import buckets, names, pressure
 from askonce_queue.scripts import Arg, Call, Script
 
 _ENQUEUE = Script("enqueue", allow_oom=True, prelude=pressure.PRELUDE)
@@ -31,6 +31,7 @@ _MEASURE = Script("measure", allow_oom=True, prelude=pressure.PRELUDE)
 _COUNT = Script("count", allow_oom=True)
 _SWEEP_OWED = Script("sweep_owed", allow_oom=True)
 _SWEEP_STATS = Script("sweep_stats", allow_oom=True)
+_SWEEP_WINDOWS = Script("sweep_windows", allow_oom=True)
 _RETRY_DEAD = Script("retry_dead", allow_oom=False)
 
 
@@ -231,8 +232,14 @@ def count_solo(lane: Lane, entry_id: bytes, token: str) -> Call:
     return Call(_COUNT_SOLO, [key], [solo_field(lane, entry_id), token])
 
 
-def count(tag: str, counts: Mapping[str, int]) -> Call:
-    return Call(_COUNT, [names.stats(tag)], [word for pair in counts.items() for word in pair])
+def count(
+    tag: str, counts: Mapping[str, int], *, at_ms: int = 0, most_fields: int = buckets.MOST_FIELDS
+) -> Call:
+    """`at_ms`: when it happened, server Unix ms; 0: now. `most_fields`: of a bucket."""
+    where: list[Arg] = [names.windows(tag), names.window_prefix(tag)]
+    bounds: list[Arg] = [most_fields, buckets.OTHERS, buckets.SIZES_TEXT]
+    pairs = [word for pair in counts.items() for word in pair]
+    return Call(_COUNT, [names.stats(tag)], [at_ms, *where, *bounds, *pairs])
 
 
 def solo_field(lane: Lane, entry_id: bytes) -> str:
@@ -276,6 +283,10 @@ def sweep_owed(tag: str, *, cursor: int, count: int) -> Call:
 
 def sweep_stats(tag: str, *, cursor: int, count: int, most: int, others: str) -> Call:
     return Call(_SWEEP_STATS, [names.stats(tag)], [cursor, count, most, others])
+
+
+def sweep_windows(tag: str, *, count: int) -> Call:
+    return Call(_SWEEP_WINDOWS, [names.windows(tag)], [count, names.window_prefix(tag)])
 
 
 def retry_dead(

@@ -121,7 +121,7 @@ STUBS: dict[str, list[Stub]] = {
     "defer": [Stub(3, 5, 0, 2, lambda n: queue_scripts.defer(LANE, 5, [(b"1-1", "c/j")] * n))],
     "ensure_group": [Stub(1, 1, 0, 0, lambda _: queue_scripts.ensure_group(LANE))],
     "record_shards": [Stub(1, 1, 0, 0, lambda _: queue_scripts.record_shards(1))],
-    "count": [Stub(1, 2, 0, 2, lambda n: queue_scripts.count("0", {str(i): 1 for i in range(n)}))],
+    "count": [Stub(1, 8, 0, 2, lambda n: queue_scripts.count("0", {str(i): 1 for i in range(n)}))],
     "count_solo": [Stub(1, 2, 0, 0, lambda _: queue_scripts.count_solo(LANE, b"1-1", "t"))],
     "enqueue": [Stub(6, 10, 0, 2, enqueue_of)],
     "fill": [Stub(6, 6, 1, 5, lambda n: answer_scripts.fill("0", [fill_of(X), fill_of(Y)][:n]))],
@@ -192,6 +192,7 @@ STUBS: dict[str, list[Stub]] = {
         )
     ],
     "sweep_tags": [Stub(2, 3, 0, 0, lambda _: answer_scripts.sweep_tags("0", count=9, most=5))],
+    "sweep_windows": [Stub(1, 2, 0, 0, lambda _: queue_scripts.sweep_windows("0", count=9))],
     "take_over": [
         Stub(
             2,
@@ -328,7 +329,11 @@ async def test_it_runs_on_the_real_server(
         await run(store, stub.call(count))  # on an empty store, and on what that left
     keys = await all_keys(store)
     assert {key.split(b":")[0] for key in keys} <= {
-        key.split(b":")[0] for key in [*stub.call(1).keys, LANE.stream, names.clients("0")]
+        key.split(b":")[0]
+        for key in [
+            *(*stub.call(1).keys, LANE.stream),
+            *(names.clients("0"), names.windows("0"), names.window_prefix("0")),
+        ]
     }
 
 

@@ -109,6 +109,7 @@ async def prepare_work(node: Node) -> None:
     ):
         await node.command("HSET", key, field, value)
     await node.command("ZADD", names.last(TAG), 1, GHOST)
+    await node.command("ZADD", names.windows(TAG), 1, "10:1")
     await keep_answers(node, 500)
 
 
@@ -188,6 +189,8 @@ def _lease_calls(new_tag: str) -> list[Call]:
         answer_scripts.renew(TAG, lease_ms=60_000, held=[(X, OTHER)]),
         answer_scripts.note_attempt(TAG, digest=X, token=OTHER, attempt=2, remember_ms=1000),
         answer_scripts.release(TAG, [Release(X, OTHER, "R", 1000, b"{}")]),
+        answer_scripts.mark_read(TAG, [(Y, 1.0)]),
+        queue_scripts.count(TAG, {"echo|a counter too many": 1}, most_fields=0),
         answer_scripts.read_stamps(TAG, seen_inv=0, most_tags=9),
         answer_scripts.read_stamps(new_tag, seen_inv=0, most_tags=9),
     ]

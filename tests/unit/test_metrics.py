@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import inspect
 import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 from askonce_queue.queue_scripts import LANES
 from askonce_queue.reply import ErrorCode
 from askonce_queue.store import Store
+from askonce_worker import calls
 from askonce_worker.clock import SystemClock
 from askonce_worker.flights import FlightEnd
 from askonce_worker.observe.backlog import Backlog, LaneState, ShardState
@@ -35,7 +37,8 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKER = ROOT / "worker" / "askonce_worker"
 MODELS = {"intent": "gpt", "tone": "gpt", "size": "local"}
 LABELS = {
-    *("task", "source", "end", "model", "reason", "code", "shard", "pool", "lane", "le", "version")
+    *("task", "source", "end", "model", "reason", "code", "direction"),
+    *("shard", "pool", "lane", "le", "version"),
 }
 NOT_SHOWN = {
     "model_calls",  # the sum of the reasons
@@ -195,7 +198,8 @@ def test_labels_have_all_the_values_that_the_code_knows() -> None:
                 codes |= set(re.findall(r"'([a-z_]+)'", ast.unparse(node.args[0])))
     assert {"timeout", "out_of_set"} <= codes <= label_values("askonce_model_errors")
     assert label_values("askonce_model_errors") <= set(get_args(ErrorCode))
-    reasons = re.findall(r"\"(\w+)\"", _assignments("reason"))
+    first = inspect.getsource(calls._reason).partition('"""')[2]
+    reasons = re.findall(r"\"(\w+)\"", _assignments("reason") + first.partition('"""')[2])
     assert label_values("askonce_model_calls") == set(reasons)
 
 

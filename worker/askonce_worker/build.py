@@ -12,11 +12,12 @@ from askonce_queue.store_config import StoreConfig
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.cache.normalize import normalizer
 from askonce_worker.cache.policy import Policy
-from askonce_worker.config import PythonModelConfig, Settings, TaskConfig
+from askonce_worker.config import PriceConfig, PythonModelConfig, Settings, TaskConfig
 from askonce_worker.models.openai import OpenAIModel
 from askonce_worker.models.protocol import Model, Prompt
 from askonce_worker.models.python import PythonModel, load_call
 from askonce_worker.models.retry import RetryPolicy
+from askonce_worker.observe.money import Price
 from askonce_worker.tasks import Backend, Task
 
 PATIENCE_FACTOR = 3.0
@@ -111,7 +112,13 @@ def build_task(settings: Settings, name: str, config: TaskConfig, backend: Backe
         retry=RetryPolicy(max_attempts=settings.worker.max_attempts),
         remember_rejection_s=settings.worker.remember_rejection_s,
         remember_exhausted_s=settings.worker.remember_exhausted_s,
+        price=build_price(settings.models[config.model].price),
     )
+
+
+def build_price(config: PriceConfig) -> Price:
+    """What a call of a model costs."""
+    return Price(config.input, config.output, config.per_call)
 
 
 def build_policy(config: TaskConfig) -> Policy:

@@ -99,6 +99,8 @@ class Calls:
         task = flight.task
         self._counters.count(task.name, "model_calls")
         self._counters.count(task.name, f"calls_{reason}")
+        payer = flight.asks[0].tenant if flight.asks else ""
+        self._counters.paid(task.name, task.price, payer, calls=1)
         # Before the call: a worker that dies in it has still said why it was made.
         log.debug(
             "model call",
@@ -132,6 +134,9 @@ class Calls:
             log.exception("model raised", task=task.name, model=task.backend.name)
             message = f"{type(error).__name__}: {error}"
             raise TransientFailure("model_failed", message) from error
+        if answer.usage is not None:
+            tokens = (answer.usage.input_tokens, answer.usage.output_tokens)
+            self._counters.paid(task.name, task.price, payer, calls=0, tokens=tokens)
         try:
             return NewAnswer(answer, encode_json(answer), encode_body(answer))
         except (ValueError, TypeError, OverflowError, msgspec.MsgspecError) as error:

@@ -16,10 +16,12 @@ from askonce_worker.config_schema import (
     MODEL_KINDS,
     NAME,
     CacheConfig,
+    CostsConfig,
     EmbeddedConfig,
     ModelConfig,
     NormalizeStep,
     OpenAIModelConfig,
+    PriceConfig,
     PythonModelConfig,
     TaskConfig,
     WorkerConfig,
@@ -28,10 +30,12 @@ from askonce_worker.config_tables import ConfigFile, Table, did_you_mean
 
 __all__ = [
     "CacheConfig",
+    "CostsConfig",
     "EmbeddedConfig",
     "ModelConfig",
     "NormalizeStep",
     "OpenAIModelConfig",
+    "PriceConfig",
     "PythonModelConfig",
     "Settings",
     "StoreConfig",
@@ -50,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, ModelConfig]
     tasks: dict[str, TaskConfig]
     worker: WorkerConfig
+    costs: CostsConfig
 
     @property
     def embedded_folder(self) -> Path:
@@ -100,6 +105,7 @@ def load_settings(path: Path) -> Settings:
             for name, table in _named(source, "tasks")
         },
         worker=source.section(WorkerConfig, "worker"),
+        costs=source.section(CostsConfig, "costs"),
     )
 
 

@@ -22,6 +22,8 @@ NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 Count = Annotated[int, Meta(gt=0)]
 Duration = Annotated[float, Meta(gt=0, le=7 * 86400)]
 """Seconds, of things that happen within one process; at most a week."""
+Amount = Annotated[float, Meta(ge=0, le=1e9)]
+"""Of money."""
 NormalizeStep = Literal["nfkc", "nfc", "whitespace", "casefold"]
 
 
@@ -31,6 +33,26 @@ class EmbeddedConfig(msgspec.Struct, frozen=True):
     folder: str = ".askonce"
     """Its state folder, relative to the configuration file."""
     maxmemory: Bytes = Bytes(1 << 30)
+
+
+class PriceConfig(msgspec.Struct, frozen=True):
+    """`[models.NAME.price]`: what a call costs, in the currency of `[costs]`."""
+
+    input: Amount = 0.0
+    """A million input tokens."""
+    output: Amount = 0.0
+    """A million output tokens."""
+    per_call: Amount = 0.0
+    """Each call as such, whether or not it answers and reports tokens."""
+
+
+class CostsConfig(msgspec.Struct, frozen=True):
+    """`[costs]`: what else `askonce stats` has to know to say what an answer costs."""
+
+    currency: Annotated[str, Meta(min_length=1, max_length=8)] = "USD"
+    """What all prices are in. Only shown: nothing is converted."""
+    store_per_hour: Amount | None = None
+    """What the store costs."""
 
 
 class OpenAIModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +65,7 @@ class OpenAIModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     api_key_file: str | None = None
     timeout_s: Duration = 30.0
     max_concurrency: Count = 256
+    price: PriceConfig = PriceConfig()
 
     def __post_init__(self) -> None:
         if self.api_key_env is not None and self.api_key_file is not None:
@@ -67,6 +90,7 @@ class PythonModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Part of the cache key: change it when the function changes."""
     timeout_s: Duration = 30.0
     max_concurrency: Count = 32
+    price: PriceConfig = PriceConfig()
 
 
 ModelConfig = OpenAIModelConfig | PythonModelConfig

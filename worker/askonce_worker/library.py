@@ -17,7 +17,7 @@ import functools
 import inspect
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import (
     Any,
@@ -33,6 +33,7 @@ from typing import (
 
 import anyio
 import msgspec
+from redis.exceptions import RedisError
 
 from askonce_queue.checks import check_shards, check_store
 from askonce_queue.errors import AskonceError, InvalidJob
@@ -55,6 +56,7 @@ from askonce_worker.models.protocol import Prompt, Question, Rejection
 from askonce_worker.models.retry import RetryPolicy
 from askonce_worker.observe.counters import Counters
 from askonce_worker.observe.log import hand_to_standard_logging
+from askonce_worker.observe.money import Price
 from askonce_worker.resolver import Resolver
 from askonce_worker.tasks import Backend, Task, WithoutStore
 
@@ -85,7 +87,7 @@ class AnswerCache:
     `memory_bytes` bounds the memory tier, `max_calls` the calls in flight in this process.
     `without_store` says what to do while the store cannot be asked: `"call"` calls once for all who
     ask in this process and keeps nothing (counted as `without_store`); `"raise"` raises
-    `StoreUnavailable`.
+    `StoreUnavailable`. `price_per_call` is what one call costs, for `askonce stats`.
     Raises on entry: `StoreUnavailable`, `ConfigError` (another shard count).
     """
 
@@ -99,8 +101,10 @@ class AnswerCache:
         stamp_bound_s: float = 0.5,
         lease_ttl_s: float = 10.0,
         without_store: Literal["call", "raise"] = "call",
+        price_per_call: float = 0.0,
     ) -> None:
         self.counters = Counters()
+        self._price = Price(per_call=price_per_call)
         self._store = Store(store, shards=shards)
         self._without_store: WithoutStore = without_store
         self._resolver = Resolver(
@@ -124,11 +128,26 @@ class AnswerCache:
         that one, and its last requests would open connections anew.
         """
         try:
-            async with self._resolver.running():
+            async with self._resolver.running(), self._counting():
                 yield
         finally:
             with anyio.CancelScope(shield=True):
                 await self._store.aclose()
+
+    @asynccontextmanager
+    async def _counting(self) -> AsyncGenerator[None]:
+        """Add what is counted here to the fleet's totals, at the end for the last time."""
+        store, counters = self._store, self.counters
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(counters.flush_forever, store, store.tags[0])
+            for shard in range(len(store.tags)):
+                tasks.start_soon(counters.first_reads.tell_forever, store, shard)
+            try:
+                yield
+            finally:
+                tasks.cancel_scope.cancel()
+        with suppress(RedisError, OSError):
+            await counters.finish(store)
 
     async def __aenter__(self) -> Self:
         hand_to_standard_logging()
@@ -285,6 +304,7 @@ class AnswerCache:
                 remember_rejection_s=remember_s,
                 remember_exhausted_s=remember_s,
                 without_store=self._without_store,
+                price=self._price,
             )
         return task
 

@@ -35,6 +35,8 @@ from askonce_worker.flights import Ask, Flight, Flights, HitWatcher, SeenHit, sl
 from askonce_worker.landing import Landing
 from askonce_worker.leases import Leases
 from askonce_worker.observe.counters import Counters
+from askonce_worker.observe.first_reads import FirstRead
+from askonce_worker.tasks import Task
 from askonce_worker.waiting_room import WaitingRoom
 
 log = structlog.get_logger("askonce.resolver")
@@ -93,7 +95,8 @@ class Resolver:
         now = self._clock.monotonic()
         entries = self.memory.get_many([ask.key for ask in asks], now)
         usable = self.stamps.usable
-        hits: dict[str, int] = {}
+        tallied: Task | None = None
+        worths: dict[str, int] = {}
         seen: list[SeenHit] = []
         for ask, entry in zip(asks, entries, strict=True):
             if (
@@ -103,7 +106,13 @@ class Resolver:
                 and (ask.control is None or ask.control.accepts(entry, now))
             ):
                 task = ask.task
-                hits[task.name] = hits.get(task.name, 0) + 1
+                if task is not tallied:
+                    tallied = task
+                    worths = self.counters.tally(task.name, task.price).memory
+                tenant = ask.tenant
+                worths[tenant] = worths.get(tenant, 0) + entry.worth
+                if entry.unread:
+                    self._note_read(ask, entry, now)
                 if task.watched:
                     seen.append(SeenHit(ask, entry, "memory", now - entry.born))
                 ask.answered(entry, "memory", now - entry.born)
@@ -111,10 +120,13 @@ class Resolver:
                 self._join_or_begin(ask, now)
             else:
                 self._room.enter_alone(Flight(ask, 0, now))
-        for name, count in hits.items():
-            self.counters.count(name, "memory", count)
         for watcher in self.watchers if seen else ():
             watcher(seen)
+
+    def _note_read(self, ask: Ask, entry: Entry, now: float) -> None:
+        """It was filled here, and this is its first hit here."""
+        read = FirstRead(ask.task.name, ask.key, entry.created_ms, now - entry.born)
+        entry.unread = not self.counters.first_reads.note(entry.shard, read)
 
     def _join_or_begin(self, ask: Ask, now: float) -> None:
         control = ask.control

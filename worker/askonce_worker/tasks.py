@@ -9,6 +9,7 @@ from askonce_worker.cache.key import KeyMaker
 from askonce_worker.cache.policy import Policy, demand_of
 from askonce_worker.models.protocol import Model, Prompt
 from askonce_worker.models.retry import RetryPolicy
+from askonce_worker.observe.money import FREE, Price
 
 WithoutStore = Literal["wait", "call", "raise"]
 """When the store cannot be asked: wait for it, ask the model for this process alone, or fail."""
@@ -40,7 +41,8 @@ class Task:
     """A named classification: where its questions go, what is in their key, how long answers last.
 
     `normalize` is applied before the key is made and before the model is asked. `tags` are those of
-    all its answers, beside its own. `watched`: somebody wants to be told of its hits.
+    all its answers, beside its own. `watched`: somebody wants to be told of its hits. `price`: of
+    a call.
     """
 
     __slots__ = (
@@ -53,6 +55,7 @@ class Task:
         "plain_control",
         "plain_demand",
         "policy",
+        "price",
         "prompt",
         "remember_exhausted_s",
         "remember_rejection_s",
@@ -79,6 +82,7 @@ class Task:
         without_store: WithoutStore = "wait",
         tags: Sequence[str] = (),
         watched: bool = False,
+        price: Price = FREE,
     ) -> None:
         self.name = name
         self.tag = task_tag(name)
@@ -98,3 +102,4 @@ class Task:
         self.remember_exhausted_s = remember_exhausted_s
         self.without_store: WithoutStore = without_store
         self.watched = watched
+        self.price = price

@@ -24,6 +24,7 @@ from askonce_worker.cli.arguments import (
     LogStyle,
     TaskName,
     Version,
+    WindowName,
     examples,
 )
 
@@ -215,15 +216,45 @@ def enqueue(
     )
 
 
-@app.command(epilog=examples("askonce stats askonce.toml", "askonce stats askonce.toml --json"))
-def stats(config: ConfigFile, as_json: AsJson = False) -> None:
-    """Show what was answered from where, what waits, and who works.
+@app.command(
+    epilog=examples(
+        "askonce stats askonce.toml",
+        "askonce stats askonce.toml --watch --window 5m",
+        "askonce stats askonce.toml --task intent",
+        "askonce stats askonce.toml --json | jq '.windows[\"1h\"].total.hit_rate'",
+    )
+)
+def stats(
+    config: ConfigFile,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it anew each second, until Ctrl-C.")
+    ] = False,
+    window: Annotated[
+        WindowName, typer.Option(help="Of the verdict and of the tables by task and tenant.")
+    ] = WindowName.DAY,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="NAME", show_default="all tasks", help="One task alone."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what was answered from where, whether the cache pays, what it costs, and what waits.
 
-    Counts are of all workers since the store was set up; workers add to them once a second.
+    Counts are of all workers; they add to them once a second. docs/STATS.md explains each figure.
+    With --json everything is printed, whatever --window and --task say; with --watch too, an object
+    a line.
+
+    Exit code: 0 done, 2 usage or configuration, 69 no store, 130 after Ctrl-C.
     """
     from askonce_worker.cli import stats as command
 
-    raise typer.Exit(command.main(command.Options(config=config, json=as_json)))
+    raise typer.Exit(
+        command.main(
+            command.Options(
+                config=config, json=as_json, watch=watch, window=window.value, task=task
+            )
+        )
+    )
 
 
 @app.command(

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from askonce_worker.observe.money import NANO
+
 
 class Family(NamedTuple):
     """One metric of several counters.
@@ -23,6 +25,8 @@ class Family(NamedTuple):
     label: str = ""
     by: tuple[str, ...] = ("task",)
     """The labels before that one."""
+    parts: int = 1
+    """What is counted is such a part of what is shown."""
 
 
 def _each(prefix: str, *values: str) -> dict[str, str]:
@@ -57,14 +61,14 @@ BY_TASK = (
         _each(
             "flights_",
             *("hit", "filled", "fenced", "merged", "invalidated", "unkept"),
-            *("rejected", "exhausted", "deferred", "no_store"),
+            *("unadmitted", "not_cached", "rejected", "exhausted", "deferred", "no_store"),
         ),
         label="end",
     ),
     Family(
         "askonce_model_calls",
         "Model calls, retries included, by why they were made.",
-        _each("calls_", "fill", "retry", "takeover", "bypass"),
+        _each("calls_", "fill", "retry", "takeover", "refresh", "bypass"),
         label="reason",
         by=("task", "model"),
     ),
@@ -93,6 +97,44 @@ BY_TASK = (
         "askonce_fills_fenced",
         "Answers that were replied and not kept, because their lease was lost.",
         {"flights_fenced": ""},
+    ),
+    Family(
+        "askonce_fills",
+        "Answers written to the store.",
+        {"fills": ""},
+    ),
+    Family(
+        "askonce_first_reads",
+        "Stored answers that somebody was served from for the first time, told by this worker.",
+        {"first_reads": ""},
+    ),
+    Family(
+        "askonce_tokens",
+        "Tokens of model calls, as far as their API reports them.",
+        {"input_tokens": "input", "output_tokens": "output"},
+        label="direction",
+        by=("task", "model"),
+    ),
+    Family(
+        "askonce_tokens_saved",
+        "Tokens of the calls whose answers were used again.",
+        {"saved_input_tokens": "input", "saved_output_tokens": "output"},
+        label="direction",
+        by=("task", "model"),
+    ),
+    Family(
+        "askonce_cost_spent",
+        "What model calls cost, in the currency of the configured prices.",
+        {"spent_nano": ""},
+        by=("task", "model"),
+        parts=NANO,
+    ),
+    Family(
+        "askonce_cost_avoided",
+        "What the calls had cost whose answers were used again, in the same currency.",
+        {"avoided_nano": ""},
+        by=("task", "model"),
+        parts=NANO,
     ),
 )
 BY_WORKER = (

@@ -20,6 +20,7 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from askonce_queue import answer_scripts, names, queue_scripts
+from askonce_queue.buckets import OTHERS
 from askonce_queue.queue_scripts import Lane
 from askonce_queue.scripts import Call
 from askonce_queue.store import Store
@@ -39,8 +40,6 @@ MOST_TAGS = 1_000_000
 """Invalidations of tags kept in one shard; beyond them all older answers are invalid."""
 MOST_TOTALS = 10_000
 """Fields of the totals kept in one shard."""
-OTHERS = "(others)"
-"""The task that takes the totals of those that do not fit."""
 
 log = structlog.get_logger("askonce.sweep")
 
@@ -169,6 +168,7 @@ class _ShardSweep:
             "totals": queue_scripts.sweep_stats(
                 tag, cursor=at["totals"], count=COUNT, most=MOST_TOTALS, others=OTHERS
             ),
+            "windows": queue_scripts.sweep_windows(tag, count=COUNT),
         }
 
     async def _dead_consumers(self) -> int:

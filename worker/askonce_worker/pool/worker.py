@@ -219,6 +219,8 @@ class Worker:
         )
         tasks.start_soon(sweep.run)
         tasks.start_soon(self.counters.flush_forever, self._commands, self._tags[0])
+        for shard in range(len(self._tags)):
+            tasks.start_soon(self.counters.first_reads.tell_forever, self._commands, shard)
         return tasks
 
     def _intake(self, tag: str) -> Intake:
@@ -303,7 +305,7 @@ class Worker:
             if isinstance(result, Exception):
                 log.warning("the consumer could not be removed: a sweep will", error=str(result))
         try:
-            await self.counters.flush(self._commands, self._tags[0])
+            await self.counters.finish(self._commands)
         except (RedisError, OSError) as error:
             log.warning("the last counts are lost", error=str(error))
 
