@@ -35,7 +35,8 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKER = ROOT / "worker" / "askonce_worker"
 MODELS = {"intent": "gpt", "tone": "gpt", "size": "local"}
 LABELS = {
-    *("task", "source", "end", "model", "reason", "code", "shard", "pool", "lane", "le", "version")
+    *("task", "source", "end", "model", "reason", "code", "shard", "pool", "lane", "le", "version"),
+    *("verdict", "change"),
 }
 NOT_SHOWN = {
     "model_calls",  # the sum of the reasons

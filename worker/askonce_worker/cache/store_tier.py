@@ -24,6 +24,7 @@ from askonce_queue.reply import ErrorInfo
 from askonce_queue.scripts import Call
 from askonce_queue.store import SECOND_CHANCE_S, Store
 from askonce_worker.cache.entry import Entry, decode_entry
+from askonce_worker.cache.stamps import KEY
 from askonce_worker.clock import Clock
 
 log = structlog.get_logger("askonce.store_tier")
@@ -248,6 +249,11 @@ class StoreTier:
         if counted is None:
             raise StoreUnavailable("the attempt could not be counted: the store refused it")
         return int(counted)
+
+    async def invalidate(self, shard: int, key: bytes) -> None:
+        """Make the answer of a key invalid, and fence who computes it."""
+        tag = self._shard_tags[shard]
+        await self._run([answer_scripts.invalidate(tag, everything=False, tags=[KEY + key])])
 
     async def _forget(self, shard: int, key: bytes) -> None:
         try:
