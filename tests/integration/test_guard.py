@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 import struct
+from typing import cast
 
 import pytest
 import redis.asyncio
@@ -48,12 +49,12 @@ async def forget(store: Store) -> None:
 
 async def make_older(store: redis.asyncio.Redis, key: bytes, by_ms: float) -> None:
     """Have a stored answer be created earlier."""
-    (created,) = struct.unpack("<d", await store.getrange(key, *CREATED))
+    (created,) = struct.unpack("<d", cast("bytes", await store.getrange(key, *CREATED)))
     assert await store.setrange(key, CREATED[0], struct.pack("<d", created - by_ms))
 
 
-def guarded(model: StepModel, **policy: float) -> Task:
-    return make_task(model, verify_share=0.5, max_disagreement=0.02, **policy)
+def guarded(model: StepModel, name: str = "t") -> Task:
+    return make_task(model, name, verify_share=0.5, max_disagreement=0.02)
 
 
 def guard_of(store: Store, resolver: Resolver, *tasks: Task) -> Guard:
@@ -123,8 +124,7 @@ async def test_without_an_age_that_is_fine_the_cache_is_off(
     askonce_store: Store, store_url: str
 ) -> None:
     model = StepModel("a")
-    task, other = guarded(model), guarded(model)
-    other.name = "other"
+    task, other = guarded(model), guarded(model, "other")
     async with resolver_on(store_url) as resolver:
         watch = guard_of(askonce_store, resolver, task, other)
         await find(askonce_store, _1m=BAD, _24h=FINE)

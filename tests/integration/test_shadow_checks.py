@@ -322,8 +322,10 @@ async def test_hits_are_picked_with_the_share_that_was_asked_for(store_url: str)
         entry = (await ask(resolver, task, "x")).entry
     assert entry is not None
     hits = [
-        SeenHit(Waiter(of, "x"), entry, source, 0.0)
-        for of, source in ((task, "memory"), (task, "stale"), (rare, "store"), (plain, "memory"))
+        SeenHit(Waiter(task, "x"), entry, "memory", 0.0),
+        SeenHit(Waiter(task, "x"), entry, "stale", 0.0),
+        SeenHit(Waiter(rare, "x"), entry, "store", 0.0),
+        SeenHit(Waiter(plain, "x"), entry, "memory", 0.0),
     ]
     for _ in range(20_000):
         checks.note(hits)

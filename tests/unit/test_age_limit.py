@@ -8,7 +8,8 @@ import pytest
 
 from askonce_queue.job import CacheControl
 from askonce_queue.reply import Answer
-from askonce_worker.cache.policy import Policy, demand_of
+from askonce_worker.cache.policy import Control, Policy, demand_of
+from askonce_worker.tasks import Task
 from tests.support.resolving import StepModel, make_task
 
 LIMITED = Policy(ttl_s=3600, ttl_by_label_s={"a": 7200}, max_age_s=60)
@@ -38,16 +39,19 @@ def test_at_zero_nothing_is_shared_even_if_the_caller_says_so() -> None:
     assert LIMITED.why_not_cacheable(None, None) is None
 
 
+def state(task: Task) -> tuple[bool, Control, bool]:
+    return task.cacheable, task.plain_control, task.plain_demand is not None
+
+
 def test_a_task_follows_a_new_policy() -> None:
     task = make_task(StepModel())
-    assert (task.cacheable, task.plain_demand) == (True, None)
+    assert state(task) == (True, Policy().plain, False)
     task.follow(LIMITED)
-    assert (task.cacheable, task.plain_control) == (True, LIMITED.plain)
-    assert task.plain_demand is not None
+    assert state(task) == (True, LIMITED.plain, True)
     task.follow(Policy(max_age_s=0))
-    assert not task.cacheable
+    assert state(task)[0] is False
     task.follow(Policy())
-    assert (task.cacheable, task.plain_demand) == (True, None)
+    assert state(task) == (True, Policy().plain, False)
 
 
 @pytest.mark.parametrize(("share", "watched"), [(0.0, False), (0.01, True)])

@@ -21,7 +21,7 @@ from askonce_worker.observe.wilson import wilson
     ],
 )
 def test_published_intervals(hits: int, n: int, low: float, high: float) -> None:
-    assert wilson(hits, n) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+    assert wilson(hits, n) == pytest.approx((low, high), abs=5e-5)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
