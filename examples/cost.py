@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +42,7 @@ async def measure(texts: list[str]) -> int:
             for start in range(0, len(texts), AT_ONCE):
                 batch = texts[start : start + AT_ONCE]
                 await asyncio.gather(
-                    *(cache.get_or_call("cost", text, lambda t=text: model(t)) for text in batch)
+                    *(cache.get_or_call("cost", text, partial(model, text)) for text in batch)
                 )
     return calls
 
