@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+PAGE = (EXAMPLES.parent / "docs" / "WHAT_TO_CACHE.md").read_text(encoding="utf-8")
 TIMEOUT_S = 60
 
 
@@ -62,10 +64,18 @@ def test_an_eval_is_asked_once_until_the_model_changes(tmp_path: Path) -> None:
     assert calls[0] == calls[2] > 190
 
 
-def test_the_cost_is_what_was_computed() -> None:
-    shown = dict(line.split("  ", maxsplit=1) for line in run("cost.py", "--requests", "2000"))
-    values = {name.strip(): value.strip() for name, value in shown.items()}
-    assert values["hit rate h, measured"].startswith(values["hit rate h, computed"])
-    assert values["requests of the trace"] == "2,000"
+def test_the_page_shows_what_the_cost_example_computes() -> None:
+    lines = run("cost.py")
+    values = {line[:38].strip(): line[38:].strip() for line in lines}
+    for name in ("requests of the trace", "distinct questions", "hit rate h, computed", "saved"):
+        assert values[name] in PAGE, name
+    assert values["hit rate h, measured"] == f"{values['hit rate h, computed']} (1,620 calls)"
+    assert f"**{values['a month with it, C * (1 - h) + store']}**" in PAGE
+    assert f"| {values['it pays from a hit rate of']} |" in PAGE
     assert values["a month without a cache, C"] == "$2,000.00 (10,000,000 calls)"
-    assert values["it pays from a hit rate of"] == "3.0%"
+
+
+def test_every_example_on_the_page_is_there() -> None:
+    linked = set(re.findall(r"\(\.\./examples/([^)]+)\)", PAGE))
+    assert linked >= {"pdf_summary.py", "retrieval_fallback.py", "eval_rerun.py"}
+    assert all((EXAMPLES / name).exists() for name in linked)
