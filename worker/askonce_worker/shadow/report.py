@@ -12,7 +12,6 @@ from askonce_worker.cache.policy import Policy
 from askonce_worker.shadow.guard import age_limit
 from askonce_worker.shadow.verdicts import (
     AGES,
-    LEAST_CHECKS,
     Bands,
     Rate,
     cumulative,
@@ -93,20 +92,23 @@ def _age_checks(most_s: float, rate: Rate) -> AgeChecks:
 
 
 def describe(checks: TaskChecks) -> list[str]:
-    """Say it in sentences, the oldest answers first."""
-    lines = [_sentence(one) for one in reversed(checks.by_age)]
+    """Say it in sentences, what matters most first; none is longer than 72 characters."""
+    lines: list[str] = []
     if checks.age_limit_s is not None:
         most = _percent(checks.max_disagreement or 0.0)
-        lines.insert(0, f"{_limit(checks.age_limit_s)}: more than {most} differ (max_disagreement)")
+        lines.append(f"{_limit(checks.age_limit_s)} (max_disagreement {most})")
+    lines += [_sentence(one) for one in reversed(checks.by_age)]
+    lines.append(f"{checks.by_age[-1].checks:,} hits checked")
     return lines
 
 
 def _sentence(one: AgeChecks) -> str:
     which = f"hits {_up_to(one.max_age_s)}"
     if one.disagreement is None or one.low is None or one.high is None:
-        return f"{which}: {one.differ} of {one.checks} differ; a rate takes {LEAST_CHECKS} checks"
+        few = f"{one.differ} of {one.checks} differ, too few checks for a rate"
+        return f"{which}: {few}"
     share = f"{_percent(one.disagreement)} ({_percent(one.low)} to {_percent(one.high)})"
-    return f"{which}: {share} of {one.checks:,} differ from a fresh answer"
+    return f"{which}: {share} differ from a fresh answer"
 
 
 def _up_to(max_age_s: float | None) -> str:
@@ -118,7 +120,7 @@ def _up_to(max_age_s: float | None) -> str:
 def _limit(age_limit_s: float) -> str:
     if not age_limit_s:
         return "THE CACHE IS OFF"
-    return f"ONLY ANSWERS UP TO {_age(age_limit_s)} ARE SERVED"
+    return f"ONLY ANSWERS UP TO {_age(age_limit_s)} OLD ARE SERVED"
 
 
 def _percent(share: float) -> str:
