@@ -25,7 +25,7 @@ async def report(store: Store, *counted: tuple[str, int, int]) -> TaskChecks:
 async def test_rates_are_cumulative_by_age_and_by_label(askonce_store: Store) -> None:
     found = await report(askonce_store, ("1h:a", 996, 4), ("24h:a", 500, 0), ("24h:b", 492, 8))
     assert describe(found) == [
-        "hits up to 24 h old: 0.6% (0.3% to 1.1%) differ from a fresh answer",
+        "hits up to 24 h old: 0.6% (0.3% to 1.0%) differ from a fresh answer",
         "hits up to 1 h old: 0.4% (0.2% to 1.0%) differ from a fresh answer",
         "2,000 hits checked",
     ]
