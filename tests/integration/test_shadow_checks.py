@@ -15,8 +15,10 @@ import pytest
 import redis.asyncio
 
 from askonce_queue import answer_scripts, names
+from askonce_queue.errors import StoreUnavailable
 from askonce_queue.scripts import run
 from askonce_worker.cache.policy import Control
+from askonce_worker.cache.store_tier import Result
 from askonce_worker.clock import SystemClock
 from askonce_worker.flights import SeenHit
 from askonce_worker.models.protocol import TransientFailure
@@ -210,6 +212,27 @@ async def test_an_answer_that_may_not_be_kept_takes_the_old_one_away(
         assert await label_in_store(store_url, task, "x") is None
         await resolver.stamps.read(0)
         assert (await ask(resolver, task, "x")).source == "model"
+
+
+async def test_without_the_store_the_old_answer_stays_and_the_verdict_counts(
+    store: redis.asyncio.Redis, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = StepModel("old")
+    task = make_task(model, verify_share=1.0)
+    async with checked(store_url, task) as resolver:
+        await ask(resolver, task, "x")
+        model.label = "new"
+
+        async def fail(_batches: object) -> list[list[Result]]:
+            raise StoreUnavailable("away")
+
+        monkeypatch.setattr(resolver._tier, "look_up", fail)
+        await ask(resolver, task, "x")
+        await counted(resolver, "verify_differ")
+        monkeypatch.undo()
+        await assert_at_rest(store, resolver, task)
+        assert not counts(resolver)["verify_replaced"]
+        assert await label_in_store(store_url, task, "x") == "old"
 
 
 async def test_a_model_that_fails_gives_no_verdict(

@@ -24,7 +24,7 @@ from askonce_queue.shards import shard_of_digest
 from askonce_worker.cache.canonical import canonical
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.stamps import Stamps
-from askonce_worker.cache.store_tier import Batch, Leased, Result, StoreTier
+from askonce_worker.cache.store_tier import Batch, Busy, Hit, Leased, Result, StoreTier
 from askonce_worker.calls import Call, Calls, NewAnswer
 from askonce_worker.clock import Clock
 from askonce_worker.flights import Ask, Flight
@@ -48,7 +48,7 @@ class Replacement(enum.Enum):
     LEFT = "left"
     """Somebody else has replaced it, or is about to."""
     FAILED = "failed"
-    """The store could not be asked: the old answer stays until its TTL."""
+    """The store could not be asked, or gave no lease: the old answer stays until its TTL."""
 
 
 class Comparison(NamedTuple):
@@ -137,8 +137,10 @@ class Verifier:
         except (StoreUnavailable, TimeoutError) as error:
             log.warning("an answer that differs stays", task=flight.task.name, error=str(error))
             return Replacement.FAILED
-        if not isinstance(result, Leased):
+        if isinstance(result, Hit | Busy):
             return Replacement.LEFT
+        if not isinstance(result, Leased):
+            return Replacement.FAILED
         flight.hold(result)
         if flight.built != inv:
             flight.refresh = True
