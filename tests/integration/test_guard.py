@@ -22,7 +22,7 @@ from askonce_worker.pool.worker import Worker
 from askonce_worker.resolver import Resolver
 from askonce_worker.shadow import guard, report
 from askonce_worker.shadow.guard import Guard
-from askonce_worker.shadow.verdicts import read_verdicts
+from askonce_worker.shadow.verdicts import VerdictReader
 from askonce_worker.tasks import Task
 from tests.support.queue_worker import QUICK
 from tests.support.resolving import ShiftedClock, StepModel, Waiter, ask, make_task, resolver_on
@@ -156,7 +156,7 @@ async def test_labels_survive_the_way_through_the_totals(askonce_store: Store) -
     counters = Counters()
     counters.count("t", "verify_agree:1m:a%7Cb", 4)
     await counters.flush(askonce_store, "0")
-    verdicts = await read_verdicts(askonce_store)
+    verdicts = await VerdictReader(askonce_store).read()
     assert list(verdicts["t"]) == ["a|b"]
 
 
@@ -169,6 +169,7 @@ async def test_a_worker_whose_model_changes_its_mind(
     task = make_task(model, verify_share=1.0, max_disagreement=0.02)
     worker = Worker(store_url, {"t": task}, WorkerConfig(**QUICK))
     texts = [str(i) for i in range(40)]
+    reader = VerdictReader(askonce_store)
     async with Client(store_url) as client:
 
         async def labels() -> set[tuple[str | None, str | None]]:
@@ -190,7 +191,7 @@ async def test_a_worker_whose_model_changes_its_mind(
             assert model.total == calls + len(texts)
 
             async def all_known() -> bool:
-                (shown,) = (await report.read_checks(askonce_store, {"t": task.policy})).values()
+                (shown,) = (await report.read_checks(reader, {"t": task.policy})).values()
                 return (shown.age_limit_s, shown.by_age[0].differ) == (0.0, len(texts))
 
             await eventually(all_known)

@@ -8,6 +8,7 @@ from askonce_queue.store import Store
 from askonce_worker.cache.policy import Policy
 from askonce_worker.observe.counters import Counters
 from askonce_worker.shadow.report import TaskChecks, describe, read_checks
+from askonce_worker.shadow.verdicts import VerdictReader
 
 POLICY = Policy(verify_share=0.01, max_disagreement=0.02)
 
@@ -19,7 +20,7 @@ async def report(store: Store, *counted: tuple[str, int, int]) -> TaskChecks:
         counters.count("t", f"verify_agree:{place}", agree)
         counters.count("t", f"verify_differ:{place}", differ)
     await counters.flush(store, store.tags[0])
-    return (await read_checks(store, {"t": POLICY}))["t"]
+    return (await read_checks(VerdictReader(store), {"t": POLICY}))["t"]
 
 
 async def test_rates_are_cumulative_by_age_and_by_label(askonce_store: Store) -> None:
@@ -58,4 +59,4 @@ async def test_a_limit_comes_first(askonce_store: Store, place: str, said: str) 
 
 
 async def test_nothing_is_said_without_checks(askonce_store: Store) -> None:
-    assert await read_checks(askonce_store, {"t": POLICY}) == {}
+    assert await read_checks(VerdictReader(askonce_store), {"t": POLICY}) == {}

@@ -16,9 +16,11 @@ from askonce_worker.build import build_policy
 from askonce_worker.cli import loop
 from askonce_worker.cli.loop import Signals
 from askonce_worker.cli.opened import opened
+from askonce_worker.cli.stats_checks import checks_table
 from askonce_worker.config import load_settings
 from askonce_worker.observe.totals import HIT_SOURCES, FleetState, TaskTotals, read_fleet
-from askonce_worker.shadow.report import TaskChecks, describe, read_checks
+from askonce_worker.shadow.report import read_checks
+from askonce_worker.shadow.verdicts import VerdictReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ async def _run(options: Options, _signals: Signals) -> int:
     async with opened(settings) as store:
         state = await read_fleet(store, settings.worker.pool)
         policies = {name: build_policy(task) for name, task in settings.tasks.items()}
-        checks = await read_checks(store, policies)
+        checks = await read_checks(VerdictReader(store), policies)
     if options.json:
         shown = {**msgspec.to_builtins(state), "checks": checks}
         typer.echo(msgspec.json.format(msgspec.json.encode(shown)))
@@ -47,7 +49,7 @@ async def _run(options: Options, _signals: Signals) -> int:
     console = Console()
     console.print(_tasks_table(state))
     if checks:
-        console.print(_checks_table(checks))
+        console.print(checks_table(checks))
     console.print(_fleet_table(state))
     return loop.OK
 
@@ -75,25 +77,6 @@ def _tasks_table(state: FleetState) -> Table:
     for task, totals in state.tasks.items():
         row(task, totals)
     row("all", state.total, style="bold")
-    return table
-
-
-def _checks_table(checks: dict[str, TaskChecks]) -> Table:
-    """What shadow checks have found, a few lines a task."""
-    table = Table(
-        box=box.SIMPLE,
-        show_header=False,
-        padding=(0, 1, 0, 0),
-        title="Shadow checks",
-        title_justify="left",
-    )
-    table.add_column()
-    table.add_column()
-    for task, found in checks.items():
-        limited = found.age_limit_s is not None
-        for number, line in enumerate(describe(found)):
-            style = "bold red" if limited and not number else ""
-            table.add_row("" if number else task, line, style=style)
     return table
 
 

@@ -22,10 +22,10 @@ from askonce_worker.observe.counters import Counters
 from askonce_worker.shadow.verdicts import (
     AGES,
     Rate,
+    VerdictReader,
     Verdicts,
     cumulative,
     of_all_labels,
-    read_verdicts,
 )
 from askonce_worker.tasks import Task
 
@@ -80,7 +80,7 @@ class Guard:
         counters: Counters,
         rng: random.Random,
     ) -> None:
-        self._store = store
+        self._verdicts = VerdictReader(store)
         self._tasks = [task for task in tasks if task.policy.max_disagreement is not None]
         self._forget = forget
         self._counters = counters
@@ -101,7 +101,7 @@ class Guard:
 
     async def look(self) -> None:
         """Limit what is wrong too often, and lift what is no longer. Raises redis-py's errors."""
-        verdicts = await read_verdicts(self._store)
+        verdicts = await self._verdicts.read()
         for task in self._tasks:
             limit_s = age_limit(task.policy, verdicts.get(task.name, {}))
             if limit_s != task.policy.max_age_s:

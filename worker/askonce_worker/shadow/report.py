@@ -7,16 +7,15 @@ from collections.abc import Mapping
 
 import msgspec
 
-from askonce_queue.store import Store
 from askonce_worker.cache.policy import Policy
 from askonce_worker.shadow.guard import age_limit
 from askonce_worker.shadow.verdicts import (
     AGES,
     Bands,
     Rate,
+    VerdictReader,
     cumulative,
     of_all_labels,
-    read_verdicts,
 )
 
 _TENTH_OF_A_PERCENT = 0.001
@@ -50,13 +49,15 @@ class TaskChecks(msgspec.Struct):
     age_limit_s: float | None
 
 
-async def read_checks(store: Store, policies: Mapping[str, Policy]) -> dict[str, TaskChecks]:
+async def read_checks(
+    reader: VerdictReader, policies: Mapping[str, Policy]
+) -> dict[str, TaskChecks]:
     """Read the fleet's checks by task, of those that have any. Raises redis-py's errors.
 
     `policies` are those of the configured tasks.
     """
     found: dict[str, TaskChecks] = {}
-    for task, verdicts in sorted((await read_verdicts(store)).items()):
+    for task, verdicts in sorted((await reader.read()).items()):
         policy = policies.get(task, Policy())
         limit_s = age_limit(policy, verdicts)
         found[task] = TaskChecks(

@@ -117,16 +117,19 @@ def cumulative(bands: Bands) -> Bands:
     return tuple(rates)
 
 
-async def read_verdicts(store: Store) -> dict[str, Verdicts]:
-    """The fleet's verdicts, by task. Raises redis-py's errors.
+class VerdictReader:
+    """Reads the fleet's verdicts, again and again: the one place that says how long they count."""
 
-    The one place that says over which time evidence counts.
-    """
-    counts: list[tuple[str, str, int]] = []
-    for tag in store.tags:
-        key = names.stats(tag)
-        flat: list[bytes] = await store.send(key, "HGETALL", key)
-        for field, amount in zip(flat[::2], flat[1::2], strict=True):
-            task, _, name = field.decode(errors="replace").rpartition("|")
-            counts.append((task, name, int(amount)))
-    return tally(counts)
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def read(self) -> dict[str, Verdicts]:
+        """The verdicts that count now, by task. Raises redis-py's errors."""
+        counts: list[tuple[str, str, int]] = []
+        for tag in self._store.tags:
+            key = names.stats(tag)
+            flat: list[bytes] = await self._store.send(key, "HGETALL", key)
+            for field, amount in zip(flat[::2], flat[1::2], strict=True):
+                task, _, name = field.decode(errors="replace").rpartition("|")
+                counts.append((task, name, int(amount)))
+        return tally(counts)
