@@ -1,4 +1,4 @@
-"""How sure a share is that was counted in a sample."""
+"""How far a share that was counted on a sample may be from the true one."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import math
 
 
 def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval of a share: from where to where it may be, 0 to 1.
+    """The Wilson score interval of `hits` in `n`, as shares; (0, 1) when nothing was counted.
 
-    `hits` of `n` were counted; `z` = 1.96 is 95 % confidence. Without a sample it is all of [0, 1].
-    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+    `z` = 1.96 covers the true share in 95 % of samples. Source: E. B. Wilson, "Probable inference,
+    the law of succession, and statistical inference", JASA 22 (1927).
     """
-    if n == 0:
+    if n <= 0:
         return 0.0, 1.0
-    share = hits / n
-    middle = share + z * z / (2 * n)
-    reach = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
+    share, square = hits / n, z * z
+    middle = share + square / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
+    low, high = (middle - half) / (1 + square / n), (middle + half) / (1 + square / n)
+    return (0.0 if hits == 0 else max(0.0, low)), (1.0 if hits == n else min(1.0, high))
