@@ -89,6 +89,7 @@ class Resolver:
             self._tier,
             clock,
             self.stamps,
+            self.memory,
             shards=shards,
             calls=self._calls,
             leases=self.leases,

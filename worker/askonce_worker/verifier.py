@@ -23,6 +23,7 @@ from askonce_queue.reply import Answer
 from askonce_queue.shards import shard_of_digest
 from askonce_worker.cache.canonical import canonical
 from askonce_worker.cache.entry import Entry
+from askonce_worker.cache.memory import MemoryTier
 from askonce_worker.cache.stamps import Stamps
 from askonce_worker.cache.store_tier import Batch, Busy, Hit, Leased, Result, StoreTier
 from askonce_worker.calls import Call, Calls, NewAnswer
@@ -44,7 +45,7 @@ class Replacement(enum.Enum):
     ASKED_ANEW = "asked_anew"
     """Something was invalidated meanwhile: the model is asked once more, under a lease."""
     DROPPED = "dropped"
-    """The task does not keep such an answer as the fresh one: the old one is invalid now."""
+    """The task does not keep such an answer as the fresh one: there is none any more."""
     LEFT = "left"
     """Somebody else has replaced it, or is about to."""
     FAILED = "failed"
@@ -70,6 +71,7 @@ class Verifier:
         tier: StoreTier,
         clock: Clock,
         stamps: Stamps,
+        memory: MemoryTier[Entry],
         *,
         shards: int,
         calls: Calls,
@@ -81,6 +83,7 @@ class Verifier:
         self._tier = tier
         self._clock = clock
         self._stamps = stamps
+        self._memory = memory
         self._shards = shards
         self._calls = calls
         self._leases = leases
@@ -131,7 +134,8 @@ class Verifier:
             # Cancelled between the grant and its news, the lease would be nobody's for its TTL.
             with anyio.fail_after(self._tier.uncancelled_s, shield=True):
                 if not flight.task.policy.admits(new.answer):
-                    await self._tier.invalidate(flight.shard, flight.key)
+                    self._memory.discard(flight.key)
+                    await self._tier.forget(flight.shard, flight.key)
                     return Replacement.DROPPED
                 ((result,),) = await self._tier.look_up([self._batch(flight)])
         except (StoreUnavailable, TimeoutError) as error:

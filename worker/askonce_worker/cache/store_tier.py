@@ -24,7 +24,6 @@ from askonce_queue.reply import ErrorInfo
 from askonce_queue.scripts import Call
 from askonce_queue.store import SECOND_CHANCE_S, Store
 from askonce_worker.cache.entry import Entry, decode_entry
-from askonce_worker.cache.stamps import KEY
 from askonce_worker.clock import Clock
 
 log = structlog.get_logger("askonce.store_tier")
@@ -162,7 +161,7 @@ class StoreTier:
             except (struct.error, msgspec.MsgspecError, UnicodeDecodeError) as error:
                 # Written by another version, or damaged: drop it, ask again.
                 log.warning("entry cannot be read", key=key.hex()[:16], error=str(error))
-                await self._forget(batch.shard, key)
+                await self.forget(batch.shard, key)
                 results.append(None)
             if self._lost and data[:1] == b"B" and data[1:] in self._lost:
                 ghosts.append(Release(key, data[1:]))
@@ -250,12 +249,8 @@ class StoreTier:
             raise StoreUnavailable("the attempt could not be counted: the store refused it")
         return int(counted)
 
-    async def invalidate(self, shard: int, key: bytes) -> None:
-        """Make the answer of a key invalid, and fence who computes it."""
-        tag = self._shard_tags[shard]
-        await self._run([answer_scripts.invalidate(tag, everything=False, tags=[KEY + key])])
-
-    async def _forget(self, shard: int, key: bytes) -> None:
+    async def forget(self, shard: int, key: bytes) -> None:
+        """Drop the stored answer of a key, whatever it is."""
         try:
             answer = names.answer_prefix(self._shard_tags[shard]) + key
             await self._store.send(answer, "UNLINK", answer)
