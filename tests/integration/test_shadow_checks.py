@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 import redis.asyncio
+from structlog.testing import capture_logs
 
 from askonce_queue import answer_scripts, names
 from askonce_queue.errors import StoreUnavailable
@@ -95,8 +96,12 @@ async def test_an_answer_that_still_holds(store: redis.asyncio.Redis, store_url:
     task = make_task(model, verify_share=1.0)
     async with checked(store_url, task) as resolver:
         assert (await ask(resolver, task, "x")).source == "model"
-        assert (await ask(resolver, task, "x")).source == "memory"
-        await counted(resolver, "verify_agree")
+        with capture_logs() as logs:
+            assert (await ask(resolver, task, "x")).source == "memory"
+            await counted(resolver, "verify_agree")
+        (line,) = [line for line in logs if line["event"] == "model call"]
+        assert (line["reason"], line["attempt"], line["granted_until"]) == ("verify", 1, 0.0)
+        assert line["key"] == Waiter(task, "x").key.hex()
         await assert_at_rest(store, resolver, task)
         found = counts(resolver)
         assert model.total == found["model_calls"] == 2
@@ -156,6 +161,46 @@ async def test_an_invalidation_that_comes_between_is_not_outrun(
         # The replacement has the tags of what it replaces.
         await invalidate(store, "u1")
         assert await label_in_store(store_url, task, "x") is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_nothing_from_before_an_invalidation_is_served_whatever_is_checked(
+    store: redis.asyncio.Redis, store_url: str, seed: int
+) -> None:
+    """Two processes check every hit of a model that drifts, while its answers are invalidated."""
+    rng = random.Random(seed)
+
+    async def take_a_while(_text: str, _number: int) -> None:
+        await asyncio.sleep(rng.random() * 0.01)
+
+    model = StepModel("0", behave=take_a_while)
+    task = make_task(model, verify_share=1.0)
+    newest = valid_from = 0
+    asked: list[tuple[Waiter, int]] = []
+    # They see nothing of an invalidation but when the test tells them to.
+    async with (
+        checked(store_url, task, stamp_bound_s=3600.0) as one,
+        checked(store_url, task, stamp_bound_s=3600.0) as other,
+    ):
+        for _ in range(300):
+            newest += rng.random() < 0.2
+            model.label = str(newest)
+            if rng.random() < 0.1:
+                await invalidate(store, "u1")
+                await asyncio.sleep(rng.random() * 0.005)  # checks land before it is seen
+                for resolver in (one, other):
+                    await resolver.stamps.read(0)
+                valid_from = newest
+            waiter = Waiter(task, rng.choice("xyz"), tags=["u1"])
+            rng.choice((one, other)).resolve([waiter])
+            asked.append((waiter, valid_from))
+            await asyncio.sleep(rng.random() * 0.003)
+        for waiter, at_least in asked:
+            assert int((await waiter.outcome()).label or "") >= at_least
+        total = counts(one) + counts(other)
+        assert total["verify_replaced"] > 10
+        assert total["calls_refresh"] > 0
+        await assert_at_rest(store, one, task)
 
 
 async def test_what_was_invalidated_meanwhile_gets_no_verdict(
