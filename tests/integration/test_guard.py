@@ -198,3 +198,19 @@ async def test_a_worker_whose_model_changes_its_mind(
             await forget(askonce_store)
             await eventually(lambda: task.cacheable)
             assert await labels() == {("new", "store")}
+
+
+async def test_a_worker_drains_without_waiting_for_its_checks(
+    askonce_store: Store, store_url: str
+) -> None:
+    del askonce_store  # it empties the server first
+    model = StepModel("a")
+    task = make_task(model, verify_share=1.0)
+    config = WorkerConfig(**(QUICK | {"drain_s": 3600.0}))
+    async with Client(store_url) as client:
+        async with Worker(store_url, {"t": task}, config).running():
+            assert (await client.ask(Job(task="t", text="x"))).source == "model"
+            model.close()
+            assert (await client.ask(Job(task="t", text="x"))).source == "memory"
+            await eventually(lambda: model.in_flight == 1)
+        assert (model.in_flight, task.backend.in_flight) == (0, 0)
