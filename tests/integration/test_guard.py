@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 import struct
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import redis.asyncio
@@ -206,9 +206,9 @@ async def test_a_worker_drains_without_waiting_for_its_checks(
     del askonce_store  # it empties the server first
     model = StepModel("a")
     task = make_task(model, verify_share=1.0)
-    config = WorkerConfig(**(QUICK | {"drain_s": 3600.0}))
+    patient: dict[str, Any] = {**QUICK, "drain_s": 3600.0}
     async with Client(store_url) as client:
-        async with Worker(store_url, {"t": task}, config).running():
+        async with Worker(store_url, {"t": task}, WorkerConfig(**patient)).running():
             assert (await client.ask(Job(task="t", text="x"))).source == "model"
             model.close()
             assert (await client.ask(Job(task="t", text="x"))).source == "memory"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from pathlib import Path
+
 import pytest
 
+from askonce_queue.embedded import EmbeddedStore
 from askonce_queue.store import Store
 from askonce_worker.cache.policy import Policy
 from askonce_worker.observe.counters import Counters
 from askonce_worker.shadow.report import TaskChecks, describe, read_checks
 from askonce_worker.shadow.verdicts import VerdictReader
+from tests.support.askonce_command import Askonce
 
 POLICY = Policy(verify_share=0.01, max_disagreement=0.02)
 
@@ -60,3 +66,19 @@ async def test_a_limit_comes_first(askonce_store: Store, place: str, said: str) 
 
 async def test_nothing_is_said_without_checks(askonce_store: Store) -> None:
     assert await read_checks(VerdictReader(askonce_store), {"t": POLICY}) == {}
+
+
+def test_the_command_shows_it(tmp_path: Path) -> None:
+    async def count(url: str) -> None:
+        store, counters = Store(url), Counters()
+        counters.count("size", "verify_agree:1m:long", 95)
+        counters.count("size", "verify_differ:1m:long", 5)
+        await counters.flush(store, "0")
+        await store.aclose()
+
+    with Askonce(tmp_path) as askonce, EmbeddedStore(askonce.store) as embedded:
+        asyncio.run(count(embedded.url))
+        shown = askonce("stats", "askonce.toml").stdout
+        assert "hits up to 1 m old: 5.0% (2.2% to 11.2%) differ from a fresh answer" in shown
+        checks = json.loads(askonce("stats", "askonce.toml", "--json").stdout)["checks"]
+        assert checks["size"]["by_label"]["long"][0]["differ"] == 5
