@@ -39,6 +39,7 @@ MODELS = {"intent": "gpt", "tone": "gpt", "size": "local"}
 LABELS = {
     *("task", "source", "end", "model", "reason", "code", "direction"),
     *("shard", "pool", "lane", "le", "version"),
+    *("verdict", "change"),
 }
 NOT_SHOWN = {
     "model_calls",  # the sum of the reasons
@@ -200,6 +201,7 @@ def test_labels_have_all_the_values_that_the_code_knows() -> None:
     assert label_values("askonce_model_errors") <= set(get_args(ErrorCode))
     first = inspect.getsource(calls._reason).partition('"""')[2]
     reasons = re.findall(r"\"(\w+)\"", _assignments("reason") + first.partition('"""')[2])
+    reasons += re.findall(r'Call\.of\(\w+, "(\w+)"\)', (WORKER / "verifier.py").read_text())
     assert label_values("askonce_model_calls") == set(reasons)
 
 

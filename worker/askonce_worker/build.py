@@ -136,6 +136,8 @@ def build_policy(config: TaskConfig) -> Policy:
         min_confidence=cache.min_confidence,
         never_cache_labels=frozenset(cache.never_cache_labels),
         hit_for_miss_s=float(cache.hit_for_miss_s),
+        verify_share=cache.verify_share,
+        max_disagreement=cache.max_disagreement,
     )
 
 

@@ -127,6 +127,14 @@ class CacheConfig(msgspec.Struct, frozen=True):
     """How long everybody asks for themselves after an answer that was not kept."""
     sources: tuple[str, ...] = ()
     """What every answer is built on: documents, an index. By these it can be invalidated."""
+    verify_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """The share of hits that the model is asked again for, to see whether it still says so."""
+    max_disagreement: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    """When more of the hits differ from a fresh answer, answers are kept for less time."""
+
+    def __post_init__(self) -> None:
+        if self.max_disagreement is not None and not self.verify_share:
+            raise ValueError("max_disagreement: expected a verify_share above 0 beside it")
 
 
 class TaskConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -136,4 +136,5 @@ class Landing:
             self._counters.count_at(name, "first_reads", entry.created_ms, now - entry.born)
 
     def _keep(self, flight: Flight, entry: Entry) -> None:
-        self._memory.put(flight.key, entry, entry.size_bytes, entry.kept)
+        until = min(entry.kept, entry.born + flight.task.policy.max_age_s)
+        self._memory.put(flight.key, entry, entry.size_bytes, until)

@@ -8,6 +8,7 @@ intake that makes asks (streams, HTTP, callers in this process) and knows none o
     calls.py         a leased flight asks its model
     fills.py         finished answers are written in groups
     landing.py       everyone who waits gets the outcome
+    verifier.py      a stored answer is held against a fresh one, for who checks hits
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from askonce_worker.leases import Leases
 from askonce_worker.observe.counters import Counters
 from askonce_worker.observe.first_reads import FirstRead
 from askonce_worker.tasks import Task
+from askonce_worker.verifier import Verifier
 from askonce_worker.waiting_room import WaitingRoom
 
 log = structlog.get_logger("askonce.resolver")
@@ -84,6 +86,18 @@ class Resolver:
             counters=self.counters,
             answered=self._fills.put,
             ask_again=self._ask_again,
+        )
+        self.verifier = Verifier(
+            self._tier,
+            clock,
+            self.stamps,
+            self.memory,
+            shards=shards,
+            calls=self._calls,
+            leases=self.leases,
+            room=self._room,
+            answered=self._fills.put,
+            take_off=self._take_off,
         )
         self._tasks: TaskGroup | None = None
 

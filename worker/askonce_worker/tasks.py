@@ -91,15 +91,20 @@ class Task:
         self.prompt = prompt
         self.key_maker = key_maker
         self.normalize = normalize
-        self.policy = policy = policy or Policy()
-        self.cacheable = policy.cacheable
-        self.plain_control = policy.plain
-        demand = demand_of((self.plain_control,))
-        self.plain_demand = demand.pack() if demand is not None else None
+        policy = policy or Policy()
+        self.follow(policy)
         self.max_input_bytes = max_input_bytes
         self.retry = retry or RetryPolicy()
         self.remember_rejection_s = remember_rejection_s
         self.remember_exhausted_s = remember_exhausted_s
         self.without_store: WithoutStore = without_store
-        self.watched = watched
         self.price = price
+        self.watched = watched or policy.verify_share > 0
+
+    def follow(self, policy: Policy) -> None:
+        """Go by a policy from now on. What memory keeps by the old one is its owner's to drop."""
+        self.policy = policy
+        self.cacheable = policy.cacheable and policy.max_age_s > 0
+        self.plain_control = policy.plain
+        demand = demand_of((self.plain_control,))
+        self.plain_demand = demand.pack() if demand is not None else None

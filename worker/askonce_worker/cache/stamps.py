@@ -62,6 +62,10 @@ class Stamps:
             shard, entry.built, entry.tags, asker_tags, key
         )
 
+    def inv(self, shard: int) -> float:
+        """The stamp of a shard's newest invalidation, as last seen; infinite before it was."""
+        return self._inv[shard]
+
     def seen(self, shard: int, now: float) -> bool:
         """Whether a shard was looked at within the bound."""
         return now - self._seen_at[shard] <= self._bound_s

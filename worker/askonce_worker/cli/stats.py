@@ -18,16 +18,18 @@ from rich.text import Text
 from askonce_worker.cli import loop
 from askonce_worker.cli.loop import Failed, Signals
 from askonce_worker.cli.opened import opened
+from askonce_worker.cli.stats_checks import ChecksReader, Everything, checks
 from askonce_worker.cli.stats_money import accounts, money
 from askonce_worker.cli.stats_numbers import now, tasks, verdict, windows
 from askonce_worker.cli.stats_view import Section, View
 from askonce_worker.config import Settings, TaskConfig, load_settings
-from askonce_worker.observe.totals import FleetReader, FleetState, Terms
+from askonce_worker.observe.totals import Terms
 
 EVERY_S = 1.0
 SECTIONS: tuple[tuple[Section, ...], ...] = (
     (windows, money),
     (verdict,),
+    (checks,),
     (tasks, accounts),
     (now,),
 )
@@ -55,7 +57,7 @@ def main(options: Options) -> int:
 async def _run(options: Options, _signals: Signals) -> int:
     settings = load_settings(options.config)
     async with opened(settings) as store:
-        reader = FleetReader(store, settings.worker.pool, terms_of(settings))
+        reader = ChecksReader(store, settings, terms_of(settings))
         if options.watch:
             await _watch(options, settings, reader)
         else:
@@ -68,7 +70,7 @@ async def _run(options: Options, _signals: Signals) -> int:
     return loop.OK
 
 
-async def _watch(options: Options, settings: Settings, reader: FleetReader) -> None:
+async def _watch(options: Options, settings: Settings, reader: ChecksReader) -> None:
     """Show the state once a second, until Ctrl-C."""
     state = await reader.read()
     _check_task(options, settings, state)
@@ -111,7 +113,7 @@ def _life_s(task: TaskConfig) -> float:
     return max(cache.ttl_s, *cache.ttl_by_label_s.values(), 0.0) + stale_s
 
 
-def _check_task(options: Options, settings: Settings, state: FleetState) -> None:
+def _check_task(options: Options, settings: Settings, state: Everything) -> None:
     """Refuse a task that nobody knows."""
     known = {*settings.tasks, *state.tasks}
     if options.task is not None and options.task not in known:
@@ -125,6 +127,6 @@ def shown(view: View) -> RenderableType:
     return Group(*(Columns(row, padding=(0, 4)) if len(row) > 1 else row[0] for row in rows if row))
 
 
-def _shown(options: Options, settings: Settings, state: FleetState) -> RenderableType:
+def _shown(options: Options, settings: Settings, state: Everything) -> RenderableType:
     prompts = {name: task.system or "" for name, task in settings.tasks.items()}
-    return shown(View(state, options.window, options.task, prompts))
+    return shown(View(state, options.window, options.task, prompts, state.checks))

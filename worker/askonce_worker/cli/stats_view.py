@@ -13,6 +13,7 @@ from askonce_worker.observe.counters import Counts
 from askonce_worker.observe.figures import TaskTotals, TenantTotals, totals_of
 from askonce_worker.observe.totals import FleetState
 from askonce_worker.observe.windows import WINDOWS
+from askonce_worker.shadow.report import TaskChecks
 
 ALL = "all"
 """The window without an end: since the store was set up."""
@@ -30,6 +31,7 @@ class View(NamedTuple):
     window: str
     task: str | None
     prompts: Mapping[str, str]
+    checks: Mapping[str, TaskChecks] = {}
 
     def columns(self) -> dict[str, TaskTotals]:
         """Window → the figures of the task, or of all."""

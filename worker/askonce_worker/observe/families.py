@@ -68,7 +68,7 @@ BY_TASK = (
     Family(
         "askonce_model_calls",
         "Model calls, retries included, by why they were made.",
-        _each("calls_", "fill", "retry", "takeover", "refresh", "bypass"),
+        _each("calls_", "fill", "retry", "takeover", "refresh", "bypass", "verify"),
         label="reason",
         by=("task", "model"),
     ),
@@ -97,6 +97,23 @@ BY_TASK = (
         "askonce_fills_fenced",
         "Answers that were replied and not kept, because their lease was lost.",
         {"flights_fenced": ""},
+    ),
+    Family(
+        "askonce_shadow_checks",
+        "Hits that were to be held against a fresh answer, by what came of it.",
+        _each("verify_", "agree", "differ", "void", "dropped"),
+        label="verdict",
+    ),
+    Family(
+        "askonce_shadow_replacements",
+        "Stored answers that differed from a fresh one and gave way to it.",
+        {"verify_replaced": ""},
+    ),
+    Family(
+        "askonce_age_limits",
+        "Changes of how old an answer may be (max_disagreement).",
+        _each("limits_", "set", "off", "lifted"),
+        label="change",
     ),
     Family(
         "askonce_fills",

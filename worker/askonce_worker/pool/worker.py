@@ -1,6 +1,6 @@
 """One worker process: starts the loops in order, and stops them in reverse.
 
-    resolver → outbox → heartbeat → intakes → reclaim → sweep → counters
+    resolver → outbox → heartbeat → intakes → reclaim → sweep → counters → shadow checks
 
 Drain: no more fetches; what is under way gets the grace period; the rest is handed to `returned`;
 replies are settled; the consumer leaves. A second signal cuts the grace period short.
@@ -41,6 +41,8 @@ from askonce_worker.pool.outbox import Outbox
 from askonce_worker.pool.reclaim import Reclaim
 from askonce_worker.pool.sweep import Sweep
 from askonce_worker.resolver import Resolver
+from askonce_worker.shadow.guard import Guard
+from askonce_worker.shadow.sampler import ShadowChecks
 from askonce_worker.tasks import Task
 
 BURST_CHECK_S = 0.05
@@ -116,6 +118,18 @@ class Worker:
             config.heartbeat_ttl_s,
         )
         self._task_table = tasks
+        self._checks = ShadowChecks(
+            self.resolver.verifier, tasks.values(), self.counters, self._clock, self._rng
+        )
+        if self._checks:
+            self.resolver.watchers.append(self._checks.note)
+        self._guard = Guard(
+            self._commands,
+            tasks.values(),
+            forget=self.resolver.memory.clear,
+            counters=self.counters,
+            rng=self._rng,
+        )
         self._intakes: dict[str, Intake] = {}
 
     def stop(self) -> None:
@@ -221,6 +235,10 @@ class Worker:
         tasks.start_soon(self.counters.flush_forever, self._commands, self._tags[0])
         for shard in range(len(self._tags)):
             tasks.start_soon(self.counters.first_reads.tell_forever, self._commands, shard)
+        if self._checks:
+            tasks.start_soon(self._checks.run)
+        if self._guard:
+            tasks.start_soon(self._guard.run)
         return tasks
 
     def _intake(self, tag: str) -> Intake:
