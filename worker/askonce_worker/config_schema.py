@@ -102,7 +102,15 @@ class CacheConfig(msgspec.Struct, frozen=True):
     hit_for_miss_s: Stale = field(name="hit_for_miss", default=Stale(10))
     """How long everybody asks for themselves after an answer that was not kept."""
     sources: tuple[str, ...] = ()
-    """What every answer is built on: documents, an index. By these it can be invalidated."""
+    """What every answer is built on, `[sources.NAME]`: a document, an index. By these it can be
+    invalidated."""
+
+
+class SourceConfig(msgspec.Struct, frozen=True):
+    """`[sources.NAME]`: what answers are built on, and what that is built on in turn."""
+
+    depends_on: tuple[str, ...] = ()
+    """Names of other sources: when one of them is invalidated, so is this one."""
 
 
 class TaskConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,7 +33,7 @@ class LaneName(enum.StrEnum):
 
 def examples(*commands: str) -> str:
     """What stands below the help of a command; Markdown breaks lines after two blanks."""
-    return "**Examples**\n\n" + "  \n".join(commands)
+    return "**Examples**\n\n" + "  \n".join(commands).replace("*", r"\*")
 
 
 ConfigFile = Annotated[
