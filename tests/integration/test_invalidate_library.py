@@ -16,6 +16,9 @@ from askonce_worker.cache.survey import Limits
 from tests.support.waiting import eventually
 
 
+pytestmark = pytest.mark.usefixtures("store")
+
+
 class Numbers:
     """A function that returns how often it was called."""
 
@@ -68,7 +71,7 @@ async def test_what_is_invalidated_is_called_again(store_url: str, what: dict[st
         assert await value(other, "x", number) == 2
         assert await value(cache, "x", number) == 2
         again = await cache.invalidate(**what, count=True)
-        assert again.count == (1 if "y" in what or taken == 2 or "keys" in what else 0)
+        assert again.count == (1 if taken == 2 or "keys" in what else 0)  # it has no tags now
 
 
 async def test_what_is_not_named_stays(store_url: str) -> None:
@@ -121,7 +124,7 @@ async def test_it_reaches_other_caches_within_the_bound(store_url: str) -> None:
         await value(other, "x", number, tags=["red"])
         assert (await cache.invalidate(patterns=["re*"])).complete
         since = last_old = time.monotonic()
-        while True:
+        for _ in range(1000):
             asked_at = time.monotonic()
             if await value(other, "x", number) == 2:
                 break
@@ -160,15 +163,3 @@ async def test_what_cannot_be_invalidated(store_url: str, what: dict[str, Any]) 
             await cache.invalidate(**what)
     with pytest.raises(AskonceError, match="not open"):
         await cache.invalidate(everything=True)
-
-
-async def test_without_a_store_it_is_incomplete_and_says_so(store_url: str) -> None:
-    async with AnswerCache(store_url) as cache:
-        cache._store._breakers[""].failed(time.monotonic(), OSError("gone"))
-        for _ in range(20):
-            cache._store._breakers[""].failed(time.monotonic(), OSError("gone"))
-        done = await cache.invalidate(everything=True, count=True)
-        assert not done.complete
-        assert done.count is None
-        would = await cache.invalidate(everything=True, dry_run=True)
-        assert would.count is None
