@@ -15,7 +15,6 @@ from askonce_worker import AnswerCache
 from askonce_worker.cache.survey import Limits
 from tests.support.waiting import eventually
 
-
 pytestmark = pytest.mark.usefixtures("store")
 
 
@@ -99,7 +98,12 @@ async def test_invalidate_then_a_slow_flight_lands(store_url: str) -> None:
         return await number()
 
     async with AnswerCache(store_url) as cache:
-        for what in ({"tags": ["u2"]}, {"patterns": ["u*"]}, {"names": ["numbers"]}):
+        ways: list[dict[str, Any]] = [
+            {"tags": ["u2"]},
+            {"patterns": ["u*"]},
+            {"names": ["numbers"]},
+        ]
+        for what in ways:
             go.clear()
             before = number.count
             first = asyncio.create_task(cache.get_or_call("numbers", "x", slow, tags=["u1"]))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -85,14 +85,15 @@ async def test_what_is_invalidated_is_asked_again(
         for text in texts:
             await ask(resolver, task, text, tags=["red"])
         model.label = "b"
-        tags: Sequence[str | bytes] = {
+        ways: dict[str, list[str | bytes]] = {
             "tag": ["red"],
             "task": [task.tag],
             "keys": [KEY_MARK + task.key_maker.text_key(text) for text in texts],
             "glob": [GLOB_MARK + b"r*"],
             "glob of tasks": [GLOB_MARK + b"task:*"],
             "everything": [],
-        }[what]
+        }
+        tags = ways[what]
         await invalidate(store, *tags, everything=what == "everything", shards=shards)
         await seen(resolver)
         for text in texts:
@@ -489,7 +490,8 @@ async def test_it_survives_a_restart_of_everything(state_folder: Path, how: str)
             for text in ("red", "kept"):
                 await ask(resolver, task, text, tags=[text])
         key = KEY_MARK + task.key_maker.text_key("red")
-        await invalidate(client, {"tag": "red", "key": key, "glob": GLOB_MARK + b"re?"}[how])
+        ways: dict[str, str | bytes] = {"tag": "red", "key": key, "glob": GLOB_MARK + b"re?"}
+        await invalidate(client, ways[how])
         await client.aclose()
     # The last one out stopped the server; the next one starts it on its log.
     async with (
@@ -514,7 +516,8 @@ async def test_a_restart_under_a_flight(state_folder: Path, how: str) -> None:
         resolver.resolve(waiters)
         await eventually(lambda: model.in_flight == 2)
         key = KEY_MARK + waiters[0].key
-        await invalidate(client, {"tag": "red", "key": key, "glob": GLOB_MARK + b"re?"}[how])
+        ways: dict[str, str | bytes] = {"tag": "red", "key": key, "glob": GLOB_MARK + b"re?"}
+        await invalidate(client, ways[how])
         with suppress(RedisConnectionError):
             await client.execute_command("SHUTDOWN")
         await client.connection_pool.disconnect()

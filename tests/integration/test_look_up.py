@@ -492,14 +492,6 @@ def test_scripts_and_stamps_agree_with_what_happened(
             shard.invalidate(*members, everything=kind == "everything")
             happened.append((kind, members))
 
-    def touched(kind: str, members: list[bytes], digest: bytes, tags: list[str]) -> bool:
-        return kind == "everything" or any(
-            member == KEY_MARK + digest
-            or member.decode(errors="replace") in tags
-            or (member[:1] == GLOB_MARK and any(matches(member[1:], tag) for tag in tags))
-            for member in members
-        )
-
     def valid(since: int, tags: list[str], digest: bytes) -> bool:
         return not any(touched(*one, digest, tags) for one in happened[since:])
 
@@ -523,6 +515,16 @@ def members_of(kind: str, names: list[str], keys: list[bytes]) -> list[bytes]:
         return [KEY_MARK + keys[-1 - int(name) % len(keys)] for name in names if keys]
     mark = GLOB_MARK if kind == "globs" else b""
     return [mark + name.encode() for name in names]
+
+
+def touched(kind: str, members: list[bytes], digest: bytes, tags: list[str]) -> bool:
+    """Whether an invalidation takes an answer."""
+    return kind == "everything" or any(
+        member == KEY_MARK + digest
+        or member.decode(errors="replace") in tags
+        or (member[:1] == GLOB_MARK and any(matches(member[1:], tag) for tag in tags))
+        for member in members
+    )
 
 
 def matches(glob: bytes, tag: str) -> bool:

@@ -244,8 +244,8 @@ async def scale(node: Node) -> None:
 async def prepare_letters(node: Node) -> None:
     """Two dead letters that can be retried; and an answer that another prompt has left."""
     tags = b"task:size\nv:00000000"
-    head = struct.pack("<BBddddH", 1, 0, 1.0, 2.0**52, 1e15, 1e15, len(tags))
-    await node.command("SET", names.answer_prefix(TAG) + b"o" * 32, head + tags, "PX", 60_000)
+    entry = struct.pack("<BBddddH", 1, 0, 1.0, 2.0**52, 1e15, 1e15, len(tags)) + tags
+    await node.command("SET", names.answer_prefix(TAG) + b"o" * 32, entry, "PX", 60_000)
     payload = '{"task":"echo","text":"letter"}'
     for number in (1, 2):
         fields = ("v", "1", "c", "shop", "i", f"letter {number}", "p", payload)
@@ -271,19 +271,19 @@ async def operate(node: Node, folder: Path) -> None:
     (folder / "password").write_text(f"{PASSWORD}\n")
     with Askonce(folder) as askonce:
         askonce.configure(f"[redis]\n{login}\n{CONFIG}")
-        counted = ("invalidate", "--tag", "blue", "--pattern", "g*n", "--json")
-        for words in (("stats",), ("doctor",), counted):
-            command, *rest = words
-            done = await anyio.to_thread.run_sync(askonce, command, "askonce.toml", *rest)
-        told = json.loads(done.stdout)
+
+        async def command(name: str, *rest: str) -> str:
+            done = await anyio.to_thread.run_sync(askonce, name, "askonce.toml", *rest)
+            return done.stdout
+
+        await command("stats")
+        await command("doctor")
+        told = json.loads(await command("invalidate", *("--tag=blue", "--pattern=g*n", "--json")))
         assert (told["complete"], told["unknown_because"]) == (True, "")
-        purged = await anyio.to_thread.run_sync(
-            askonce, "invalidate", "askonce.toml", "--old-versions", "--json"
-        )
-        assert json.loads(purged.stdout)["count"] == 1
+        assert json.loads(await command("invalidate", "--old-versions", "--json"))["count"] == 1
         # More than are kept.
         globs = [part for number in range(101) for part in ("--pattern", f"{number}*")]
-        await anyio.to_thread.run_sync(askonce, "invalidate", "askonce.toml", *globs)
+        await command("invalidate", *globs)
 
 
 async def run_all(node: Node, user: str, calls: list[Call]) -> None:

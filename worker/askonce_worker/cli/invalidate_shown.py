@@ -75,14 +75,14 @@ def show(report: Report, *, as_json: bool) -> None:
     what = ", ".join(named)
     if report.dry_run:
         typer.echo(f"dry run: {what}; nothing was done")
-        typer.echo(_counted("it would take", tally))
+        typer.echo(counted("it would take", tally))
         return
     confirmed = f"({report.confirmed} of {report.shards} shards confirmed)"
     if not report.failures:
         typer.echo(f"invalidated: {what} {confirmed}")
         typer.echo(f"running workers follow within {report.bound_s:g} s")
         if report.tally is not None:
-            typer.echo(_counted("it took", tally))
+            typer.echo(counted("it took", tally))
         return
     typer.echo(f"incomplete: {what} {confirmed}")
     for shard, reason in report.failures.items():
@@ -113,10 +113,11 @@ def show_purge(tasks: Sequence[str], tally: Tally, *, dry_run: bool, as_json: bo
     if len(tasks) > MOST_NAMED:
         named += f" and {len(tasks) - MOST_NAMED} more"
     typer.echo(f"{'dry run: ' if dry_run else ''}old versions of {named}")
-    typer.echo(_counted("it would delete" if dry_run else "deleted", tally))
+    typer.echo(counted("it would delete" if dry_run else "deleted", tally))
 
 
-def _counted(did: str, tally: Tally) -> str:
+def counted(did: str, tally: Tally) -> str:
+    """How many answers there were, and whether that is all."""
     seen = f"{tally.seen:,} stored"
     if tally.exact:
         return f"{did} {_answers(tally.answers)} (of {seen})"
