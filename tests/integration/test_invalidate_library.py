@@ -73,6 +73,21 @@ async def test_what_is_invalidated_is_called_again(store_url: str, what: dict[st
         assert again.count == (1 if taken == 2 or "keys" in what else 0)  # it has no tags now
 
 
+async def test_a_value_knows_what_its_sources_depended_on(store_url: str) -> None:
+    """Whoever invalidates need not; and who has learnt of it since finds what was built before."""
+    number = Numbers()
+    async with (
+        AnswerCache(store_url, depends_on={"faq": ["law"]}) as knows,
+        AnswerCache(store_url, memory_bytes=0) as other,
+    ):
+        await value(knows, "x", number, sources=["faq"])
+        assert (await other.invalidate(sources=["law"], count=True)).count == 1
+        assert await value(other, "x", number, sources=["faq"]) == 2
+        assert (await other.invalidate(sources=["law"], count=True)).count == 0
+        assert (await knows.invalidate(sources=["law"], count=True)).count == 1
+        assert await value(other, "x", number) == 3
+
+
 async def test_what_is_not_named_stays(store_url: str) -> None:
     number = Numbers()
     async with AnswerCache(store_url) as cache:
