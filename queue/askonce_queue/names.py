@@ -15,8 +15,8 @@ them together. Job shards and answer shards share the table of tags but not thei
 | `dead:{tag}:pool` | stream | dead letters, bounded |
 | `clients:{tag}` | hash | client name → token and deadline of its live holder |
 | `a:{tag}:<digest>` | string | one answer: header and body; the only keys with a TTL |
-| `stamp:{tag}` | hash | `inv`, `base`, `max_ttl_ms` of an answer shard |
-| `last:{tag}` | sorted set | tag → stamp of its last invalidation |
+| `stamp:{tag}` | hash | `inv`, `base`, `key`, `max_ttl_ms` of an answer shard; invalidated globs |
+| `last:{tag}` | sorted set | tag, or key → stamp of its last invalidation |
 | `lease:{tag}` | hash | digest → fill lease |
 | `tries:{tag}` | hash | digest → attempts, remembered rejections |
 | `memory:{tag}` | string | what was last found of the server's memory, see `pressure.lua` |
@@ -38,7 +38,7 @@ Only answers have a TTL, so everything else has a bound, or a sweep (`pool/sweep
 | `dead:` | `max_dead`: the oldest are dropped, and counted |
 | `clients:` | one a client; swept `client_retain_s` after it was last seen |
 | `a:` | its TTL; evicted when memory is full |
-| `stamp:` | three fields |
+| `stamp:` | four fields and 100 globs; swept as `last:` |
 | `last:` | swept after the longest TTL; beyond a million the oldest, with the answers before them |
 | `lease:` | the flight slots of live workers; swept 6 lease TTLs after its end |
 | `tries:` | swept at the end of what is remembered |

@@ -150,6 +150,7 @@ STUBS: dict[str, list[Stub]] = {
     "read_stamps": [
         Stub(2, 2, 0, 0, lambda _: answer_scripts.read_stamps("0", seen_inv=0, most_tags=5))
     ],
+    "peek_stamps": [Stub(2, 1, 0, 1, lambda n: answer_scripts.peek_stamps("0", ["a", "b"][:n]))],
     "release": [Stub(2, 5, 0, 5, lambda n: answer_scripts.release("0", [Release(X, TOKEN)] * n))],
     "release_name": [Stub(3, 2, 0, 0, lambda _: queue_scripts.release_name("0", "c", "t"))],
     "renew": [
@@ -167,6 +168,9 @@ STUBS: dict[str, list[Stub]] = {
         )
     ],
     "settle": [Stub(4, 6, 1, 5, settle_of)],
+    "survey": [
+        Stub(3, 3, 1, 2, lambda n: answer_scripts.survey("0", [X] * n, before=[("a", b"1")] * n))
+    ],
     "sweep_clients": [
         Stub(
             2,

@@ -7,6 +7,7 @@ the script that it would call.
 from __future__ import annotations
 
 import functools
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,7 @@ async def prepare_work(node: Node) -> None:
         await node.command("HSET", key, field, value)
     await node.command("ZADD", names.last(TAG), 1, GHOST)
     await node.command("ZADD", names.windows(TAG), 1, "10:1")
+    await node.command("HSET", names.stamps(TAG), b"\1" + GHOST.encode(), 1)
     await keep_answers(node, 500)
 
 
@@ -165,6 +167,8 @@ async def prepare_again(node: Node) -> None:
         await node.command("APPEND", key, "rest")
     call = answer_scripts.invalidate(TAG, everything=False, tags=["blue"])
     await node.command(*call.command("EVAL"))
+    # Too many globs have made all of it invalid.
+    await node.command("HSET", names.stamps(TAG), "base", 0)
 
 
 async def serve_again(node: Node) -> None:
@@ -212,6 +216,10 @@ async def share(node: Node) -> None:
     async with AnswerCache(store_of(node, GATEWAY)) as cache:
         for text in TEXTS:
             await cache.get_or_call("shout", text, functools.partial(_shout, text), tags=TAGS)
+        done = await cache.invalidate(
+            tags=["blue"], patterns=[f"{number}*" for number in range(101)]
+        )
+        assert done.complete
     await run_all(node, GATEWAY, _lease_calls("2"))
 
 
@@ -240,7 +248,10 @@ async def scale(node: Node) -> None:
 
 
 async def prepare_letters(node: Node) -> None:
-    """Two dead letters that can be retried."""
+    """Two dead letters that can be retried; and an answer that another prompt has left."""
+    tags = b"task:size\nv:00000000"
+    entry = struct.pack("<BBddddH", 1, 0, 1.0, 2.0**52, 1e15, 1e15, len(tags)) + tags
+    await node.command("SET", names.answer_prefix(TAG) + b"o" * 32, entry, "PX", 60_000)
     payload = '{"task":"echo","text":"letter"}'
     for number in (1, 2):
         fields = ("v", "1", "c", "shop", "i", f"letter {number}", "p", payload)
@@ -266,9 +277,19 @@ async def operate(node: Node, folder: Path) -> None:
     (folder / "password").write_text(f"{PASSWORD}\n")
     with Askonce(folder) as askonce:
         askonce.configure(f"[redis]\n{login}\n{CONFIG}")
-        for words in (("stats",), ("doctor",), ("invalidate", "--tag", "blue")):
-            command, *rest = words
-            await anyio.to_thread.run_sync(askonce, command, "askonce.toml", *rest)
+
+        async def command(name: str, *rest: str) -> str:
+            done = await anyio.to_thread.run_sync(askonce, name, "askonce.toml", *rest)
+            return done.stdout
+
+        await command("stats")
+        await command("doctor")
+        told = json.loads(await command("invalidate", *("--tag=blue", "--pattern=g*n", "--json")))
+        assert (told["complete"], told["unknown_because"]) == (True, "")
+        assert json.loads(await command("invalidate", "--old-versions", "--json"))["count"] == 1
+        # More than are kept.
+        globs = [part for number in range(101) for part in ("--pattern", f"{number}*")]
+        await command("invalidate", *globs)
 
 
 async def run_all(node: Node, user: str, calls: list[Call]) -> None:

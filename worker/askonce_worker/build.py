@@ -8,10 +8,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import aiohttp
 
 from askonce_queue.embedded import EmbeddedStore
+from askonce_queue.job import source_tag
 from askonce_queue.store_config import StoreConfig
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.cache.normalize import normalizer
 from askonce_worker.cache.policy import Policy
+from askonce_worker.cache.sources import Sources
 from askonce_worker.config import PriceConfig, PythonModelConfig, Settings, TaskConfig
 from askonce_worker.models.openai import OpenAIModel
 from askonce_worker.models.protocol import Model, Prompt
@@ -81,31 +83,27 @@ def build_model(settings: Settings, name: str, session: aiohttp.ClientSession) -
 
 def build_tasks(settings: Settings, backends: dict[str, Backend]) -> dict[str, Task]:
     """Compile every task."""
+    sources = build_sources(settings)
     return {
-        name: build_task(settings, name, config, backends[config.model])
+        name: build_task(settings, name, config, backends[config.model], sources)
         for name, config in settings.tasks.items()
     }
 
 
-def build_task(settings: Settings, name: str, config: TaskConfig, backend: Backend) -> Task:
-    """Compile one task: its prompt, its share of the cache key, its cache policy."""
-    prompt = Prompt(
-        system=config.system,
-        labels=config.labels,
-        temperature=None if config.temperature == "default" else config.temperature,
-        max_tokens=config.max_tokens,
-        params=config.params or None,
-    )
-    digest = task_digest(
-        model_identity=model_identity(settings, config.model),
-        prompt=prompt,
-        normalize=config.normalize,
-    )
+def build_sources(settings: Settings) -> Sources:
+    """What answers are built on, and what that depends on."""
+    return Sources({name: config.depends_on for name, config in settings.sources.items()})
+
+
+def build_task(
+    settings: Settings, name: str, config: TaskConfig, backend: Backend, sources: Sources
+) -> Task:
+    """Compile one task: its prompt, its share of the cache key, its cache policy, its sources."""
     return Task(
         name,
         backend=backend,
-        prompt=prompt,
-        key_maker=KeyMaker(digest, shared=config.shared),
+        prompt=build_prompt(config),
+        key_maker=KeyMaker(digest_of(settings, config), shared=config.shared),
         normalize=normalizer(config.normalize),
         policy=build_policy(config),
         max_input_bytes=int(config.max_input_bytes),
@@ -113,6 +111,27 @@ def build_task(settings: Settings, name: str, config: TaskConfig, backend: Backe
         remember_rejection_s=settings.worker.remember_rejection_s,
         remember_exhausted_s=settings.worker.remember_exhausted_s,
         price=build_price(settings.models[config.model].price),
+        tags=sources.close(map(source_tag, config.cache.sources)),
+    )
+
+
+def build_prompt(config: TaskConfig) -> Prompt:
+    """What a task tells its model beside the question."""
+    return Prompt(
+        system=config.system,
+        labels=config.labels,
+        temperature=None if config.temperature == "default" else config.temperature,
+        max_tokens=config.max_tokens,
+        params=config.params or None,
+    )
+
+
+def digest_of(settings: Settings, config: TaskConfig) -> bytes:
+    """The task digest: it changes with all of a task that can change an answer."""
+    return task_digest(
+        model_identity=model_identity(settings, config.model),
+        prompt=build_prompt(config),
+        normalize=config.normalize,
     )
 
 

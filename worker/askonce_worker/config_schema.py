@@ -126,7 +126,8 @@ class CacheConfig(msgspec.Struct, frozen=True):
     hit_for_miss_s: Stale = field(name="hit_for_miss", default=Stale(10))
     """How long everybody asks for themselves after an answer that was not kept."""
     sources: tuple[str, ...] = ()
-    """What every answer is built on: documents, an index. By these it can be invalidated."""
+    """What every answer is built on, `[sources.NAME]`: a document, an index. By these it can be
+    invalidated."""
     verify_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
     """The share of hits that the model is asked again for, to see whether it still says so."""
     max_disagreement: Annotated[float, Meta(gt=0, lt=1)] | None = None
@@ -135,6 +136,13 @@ class CacheConfig(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.max_disagreement is not None and not self.verify_share:
             raise ValueError("max_disagreement: expected a verify_share above 0 beside it")
+
+
+class SourceConfig(msgspec.Struct, frozen=True):
+    """`[sources.NAME]`: what answers are built on, and what that is built on in turn."""
+
+    depends_on: tuple[str, ...] = ()
+    """Names of other sources: when one of them is invalidated, so is this one."""
 
 
 class TaskConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -203,6 +203,11 @@ class Flight:
         """The tags of all who wait, as scripts take them: joined by line breaks."""
         return "\n".join(self.tags)
 
+    @property
+    def entry_tags(self) -> tuple[str, ...]:
+        """The tags of its answer: those of all who wait, and its version."""
+        return (*self.tags, self.task.version)
+
     def note_busy(self, token: bytes, now: float) -> None:
         """Another leader computes it; patience begins anew with each."""
         if token != self.busy_token:

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import structlog
 from anyio.abc import TaskGroup
+from redis.exceptions import RedisError
 
 from askonce_queue.answer_scripts import Release
 from askonce_queue.errors import StoreUnavailable
@@ -172,7 +173,7 @@ class Resolver:
         if flight.filling and not flight.tags.issuperset(ask.tags):
             return False  # its tags are on their way to the store
         return self.stamps.seen(flight.shard, now) and self.stamps.valid(
-            flight.shard, flight.built, flight.tags, ask.tags, ask.key
+            flight.shard, flight.built, flight.entry_tags, ask.tags, ask.key
         )
 
     def _take_off(self, flight: Flight) -> None:
@@ -196,6 +197,17 @@ class Resolver:
             self._room.enter(flight)
         else:
             self._landing.merge(flight, newer or flight)
+
+    async def see_invalidations(self) -> None:
+        """Look at what was invalidated, now. A shard that cannot be asked is seen when it can."""
+
+        async def see(shard: int) -> None:
+            with suppress(RedisError, OSError):
+                await self.stamps.read(shard)
+
+        async with anyio.create_task_group() as tasks:
+            for shard in range(self._shards):
+                tasks.start_soon(see, shard)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Resolver]:

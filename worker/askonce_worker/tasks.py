@@ -7,17 +7,13 @@ from typing import Literal
 
 from askonce_worker.cache.key import KeyMaker
 from askonce_worker.cache.policy import Policy, demand_of
+from askonce_worker.cache.tags import task_tag, version_tag
 from askonce_worker.models.protocol import Model, Prompt
 from askonce_worker.models.retry import RetryPolicy
 from askonce_worker.observe.money import FREE, Price
 
 WithoutStore = Literal["wait", "call", "raise"]
 """When the store cannot be asked: wait for it, ask the model for this process alone, or fail."""
-
-
-def task_tag(name: str) -> str:
-    """The tag of all answers of a task."""
-    return f"task:{name}"
 
 
 class Backend:
@@ -62,6 +58,7 @@ class Task:
         "retry",
         "tag",
         "tags",
+        "version",
         "watched",
         "without_store",
     )
@@ -87,6 +84,8 @@ class Task:
         self.name = name
         self.tag = task_tag(name)
         self.tags = (self.tag, *tags)
+        self.version = version_tag(key_maker.digest)
+        """A tag of its entries, not of who asks: so what another version left can be purged."""
         self.backend = backend
         self.prompt = prompt
         self.key_maker = key_maker

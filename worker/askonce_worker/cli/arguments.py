@@ -43,7 +43,7 @@ class WindowName(enum.StrEnum):
 
 def examples(*commands: str) -> str:
     """What stands below the help of a command; Markdown breaks lines after two blanks."""
-    return "**Examples**\n\n" + "  \n".join(commands)
+    return "**Examples**\n\n" + "  \n".join(commands).replace("*", r"\*")
 
 
 ConfigFile = Annotated[

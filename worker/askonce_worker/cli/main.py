@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from askonce_worker.cli import dead
+from askonce_worker.cli import dead, invalidate_options
 from askonce_worker.cli.arguments import (
     AsJson,
     Column,
@@ -257,50 +257,7 @@ def stats(
     )
 
 
-@app.command(
-    epilog=examples(
-        "askonce invalidate askonce.toml --task intent",
-        "askonce invalidate askonce.toml --tag policy:2026-11 --tag customer:42",
-        "askonce invalidate askonce.toml --all",
-    )
-)
-def invalidate(
-    config: ConfigFile,
-    task: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", show_default=False, help="All answers of a task."),
-    ] = None,
-    tag: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TAG", show_default=False, help="All answers with a tag."),
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All answers.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Accept a task that is not in CONFIG.")
-    ] = False,
-) -> None:
-    """Never serve again what was answered until now.
-
-    What is being asked at this moment is not kept either.
-
-    Exit code: 0 done, 1 incomplete (a shard or replica has not confirmed: repeat it), 2 usage or
-    configuration, 69 no store.
-    """
-    from askonce_worker.cli import invalidate as command
-
-    raise typer.Exit(
-        command.main(
-            command.Options(
-                config=config,
-                tasks=task or [],
-                tags=tag or [],
-                everything=everything,
-                force=force,
-            )
-        )
-    )
-
-
+app.command(epilog=invalidate_options.EXAMPLES)(invalidate_options.invalidate)
 app.add_typer(dead.app, name="dead")
 
 

@@ -26,6 +26,7 @@ from askonce_queue.queue_scripts import LANES, Lane
 from askonce_queue.scripts import CHUNK
 from askonce_queue.store import Store
 from askonce_queue.store_config import StoreConfig
+from askonce_worker.cache.sources import Sources
 from askonce_worker.clock import Clock, SystemClock
 from askonce_worker.config import WorkerConfig
 from askonce_worker.observe.counters import Counters
@@ -66,6 +67,7 @@ class Worker:
         config: WorkerConfig,
         *,
         shards: int = 1,
+        sources: Sources | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -130,6 +132,7 @@ class Worker:
             counters=self.counters,
             rng=self._rng,
         )
+        self._sources = sources
         self._intakes: dict[str, Intake] = {}
 
     def stop(self) -> None:
@@ -249,7 +252,7 @@ class Worker:
             beat=self._beat,
             gate=self._gate,
             held=self._held,
-            decoder=Decoder(self._task_table, self._outboxes[tag]),
+            decoder=Decoder(self._task_table, self._outboxes[tag], sources=self._sources),
             resolve=self.resolver.resolve,
             outbox=self._outboxes[tag],
             clock=self._clock,
