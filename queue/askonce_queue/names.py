@@ -21,6 +21,9 @@ them together. Job shards and answer shards share the table of tags but not thei
 | `tries:{tag}` | hash | digest → attempts, remembered rejections |
 | `memory:{tag}` | string | what was last found of the server's memory, see `pressure.lua` |
 | `stats:{tag}` | hash | counters flushed by workers |
+| `hits:{tag}` | stream | a sample of hits, redacted, for people to judge |
+| `reviews:{tag}` | stream | what people said of them |
+| `rules:{tag}` | hash | id → inputs that are kept from the cache; on the first shard |
 | `askonce:meta` | hash | the number of shards |
 
 Only answers have a TTL, so everything else has a bound, or a sweep (`pool/sweep.py` of the worker):
@@ -42,6 +45,9 @@ Only answers have a TTL, so everything else has a bound, or a sweep (`pool/sweep
 | `tries:` | swept at the end of what is remembered |
 | `memory:` | one short record |
 | `stats:` | beyond 10,000 fields those of some tasks are added up in one |
+| `hits:` | `max_hits`: the oldest are dropped, and counted; swept after `hit_retain_s` |
+| `reviews:` | 10,000: the oldest are dropped |
+| `rules:` | 100, in the script that adds one |
 """
 
 from __future__ import annotations
@@ -113,3 +119,15 @@ def memory(tag: str) -> bytes:
 
 def stats(tag: str) -> bytes:
     return f"stats:{{{tag}}}".encode()
+
+
+def hits(tag: str) -> bytes:
+    return f"hits:{{{tag}}}".encode()
+
+
+def reviews(tag: str) -> bytes:
+    return f"reviews:{{{tag}}}".encode()
+
+
+def rules(tag: str) -> bytes:
+    return f"rules:{{{tag}}}".encode()

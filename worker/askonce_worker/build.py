@@ -111,6 +111,7 @@ def build_task(settings: Settings, name: str, config: TaskConfig, backend: Backe
         retry=RetryPolicy(max_attempts=settings.worker.max_attempts),
         remember_rejection_s=settings.worker.remember_rejection_s,
         remember_exhausted_s=settings.worker.remember_exhausted_s,
+        hit_log=config.hit_log,
     )
 
 

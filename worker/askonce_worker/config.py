@@ -17,6 +17,7 @@ from askonce_worker.config_schema import (
     NAME,
     CacheConfig,
     EmbeddedConfig,
+    HitLogConfig,
     ModelConfig,
     NormalizeStep,
     OpenAIModelConfig,
@@ -29,6 +30,7 @@ from askonce_worker.config_tables import ConfigFile, Table, did_you_mean
 __all__ = [
     "CacheConfig",
     "EmbeddedConfig",
+    "HitLogConfig",
     "ModelConfig",
     "NormalizeStep",
     "OpenAIModelConfig",

@@ -7,7 +7,8 @@ from typing import Literal
 
 from askonce_worker.cache.key import KeyMaker
 from askonce_worker.cache.policy import Policy, demand_of
-from askonce_worker.models.protocol import Model, Prompt
+from askonce_worker.config import HitLogConfig
+from askonce_worker.models.protocol import Model, Prompt, Question
 from askonce_worker.models.retry import RetryPolicy
 
 WithoutStore = Literal["wait", "call", "raise"]
@@ -40,12 +41,16 @@ class Task:
     """A named classification: where its questions go, what is in their key, how long answers last.
 
     `normalize` is applied before the key is made and before the model is asked. `tags` are those of
-    all its answers, beside its own. `watched`: somebody wants to be told of its hits.
+    all its answers, beside its own. `watched`: somebody wants to be told of its hits. `hit_log`:
+    which of them people get to see; None: none. `kept_out` says of a question that a rule keeps it
+    from the cache; None, as long as the task has no rules.
     """
 
     __slots__ = (
         "backend",
         "cacheable",
+        "hit_log",
+        "kept_out",
         "key_maker",
         "max_input_bytes",
         "name",
@@ -79,6 +84,7 @@ class Task:
         without_store: WithoutStore = "wait",
         tags: Sequence[str] = (),
         watched: bool = False,
+        hit_log: HitLogConfig | None = None,
     ) -> None:
         self.name = name
         self.tag = task_tag(name)
@@ -97,4 +103,6 @@ class Task:
         self.remember_rejection_s = remember_rejection_s
         self.remember_exhausted_s = remember_exhausted_s
         self.without_store: WithoutStore = without_store
-        self.watched = watched
+        self.hit_log = hit_log if hit_log is not None and hit_log.share > 0 else None
+        self.watched = watched or self.hit_log is not None
+        self.kept_out: Callable[[Question], bool] | None = None

@@ -20,8 +20,8 @@ from askonce_queue.scripts import Call
 from askonce_queue.shards import shard_tags
 
 KNOWN_KEYS = re.compile(
-    rb"askonce:meta|(jobs|ids|owed|reply|beat|solo|dead|clients|a|stamp|last|lease|tries|stats|memory)"
-    rb":\{\d+\}(:.*)?",
+    rb"askonce:meta|(jobs|ids|owed|reply|beat|solo|dead|clients|a|stamp|last|lease|tries|stats|memory"
+    rb"|hits|reviews|rules):\{\d+\}(:.*)?",
     re.DOTALL,
 )
 """Every key of `askonce_queue.names`."""

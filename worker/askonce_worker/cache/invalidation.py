@@ -6,7 +6,7 @@ must not bring answers back. Until all have confirmed it is incomplete; repeatin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from askonce_queue import answer_scripts
@@ -27,16 +27,23 @@ class Invalidation(NamedTuple):
 
 
 async def invalidate(
-    store: Store, tags: Sequence[str] = (), *, everything: bool = False
+    store: Store,
+    tags: Sequence[str] = (),
+    *,
+    keys: Collection[bytes] = (),
+    everything: bool = False,
 ) -> Invalidation:
-    """Make all answers with one of `tags` (at most 500), or `everything`, invalid on all shards.
+    """Make all answers with one of `tags`, of `keys`, or `everything`, invalid on all shards.
+
+    At most 500 tags and keys together; a key has 32 bytes.
 
     Never raises for a store that fails: what is not known to be done is in `failures`.
     """
-    if len(tags) > CHUNK:
-        raise ValueError(f"at most {CHUNK} tags at once, not {len(tags)}")
+    named: list[bytes | str] = [*tags, *(b"\0" + key for key in keys)]
+    if len(named) > CHUNK:
+        raise ValueError(f"at most {CHUNK} tags and keys at once, not {len(named)}")
     calls = [
-        answer_scripts.invalidate(shard, everything=everything, tags=tags) for shard in store.tags
+        answer_scripts.invalidate(shard, everything=everything, tags=named) for shard in store.tags
     ]
     result = Invalidation({}, {})
     stamps = await store.run_confirmed(calls, every_replica=True)

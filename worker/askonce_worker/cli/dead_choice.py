@@ -31,8 +31,8 @@ class Filters:
 
     def wanted(self, now_ms: int) -> Wanted:
         """What they choose, at a time of the store. Raises `Failed`."""
-        since_ms = _moment("--since", self.since, now_ms)
-        until_ms = _moment("--until", self.until, now_ms)
+        since_ms = moment("--since", self.since, now_ms)
+        until_ms = moment("--until", self.until, now_ms)
         if since_ms is not None and until_ms is not None and since_ms > until_ms:
             raise Failed("--since is later than --until: nothing can be both")
         return Wanted(self.code, self.task, self.tenant, self.client, since_ms, until_ms)
@@ -78,7 +78,7 @@ async def store_now_ms(store: Store) -> int:
     return int(seconds) * 1000 + int(micros) // 1000
 
 
-def _moment(option: str, text: str | None, now_ms: int) -> int | None:
+def moment(option: str, text: str | None, now_ms: int) -> int | None:
     """A time, Unix ms, given as an age or in ISO 8601 (local, unless it says otherwise)."""
     if text is None:
         return None

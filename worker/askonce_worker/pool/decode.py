@@ -92,6 +92,7 @@ class Decoder:
                         and payload.messages is None
                         and payload.params is None
                         and payload.cache is None
+                        and task.kept_out is None
                     ):
                         if task.normalize is not None:
                             text = task.normalize(text)
@@ -157,6 +158,8 @@ class Decoder:
             if asked is not None:
                 check_control(asked)
             bypass = bypass or task.policy.why_not_cacheable(asked, question.params)
+            if bypass is None and task.kept_out is not None and task.kept_out(question):
+                bypass = "rule: a review of hits has kept such inputs from the cache"
             namespace = asked.namespace if asked is not None else ""
             key = task.key_maker.question_key(question, envelope.tenant, namespace)
         except (InvalidJob, UnicodeEncodeError) as error:

@@ -1,0 +1,113 @@
+"""The hit log of a worker: notes sampled hits as they happen, and writes them once a second.
+
+What is noted on the hot path is a comparison of the key. Redaction and the store come later, a few
+hits at a time; a log that cannot be written drops its oldest, and counts them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+import anyio
+import structlog
+from anyio.lowlevel import checkpoint
+from redis.exceptions import RedisError
+
+from askonce_queue import queue_scripts
+from askonce_queue.shards import shard_of_digest
+from askonce_queue.store import Store
+from askonce_worker.clock import Clock
+from askonce_worker.flights import SeenHit
+from askonce_worker.hits.record import record
+from askonce_worker.hits.sampler import Sampler
+from askonce_worker.observe.counters import Counters
+from askonce_worker.observe.totals import WORKER
+from askonce_worker.tasks import Task
+
+FLUSH_EVERY_S = 1.0
+MOST_PENDING = 100
+"""Hits of one shard that wait to be written; past it, those that come are left to later ones of
+the same question."""
+AT_ONCE = 8
+"""Hits redacted without letting anybody else run: each takes some ten microseconds."""
+DROPPED = "hits_dropped"
+"""The counter of hits that were logged and gave way to newer ones."""
+
+log = structlog.get_logger("askonce.hits")
+
+
+class HitLog:
+    """Logs the hits of `tasks` that have a hit log; put `note` among the resolver's watchers."""
+
+    def __init__(
+        self,
+        store: Store,
+        tasks: Iterable[Task],
+        clock: Clock,
+        counters: Counters,
+        *,
+        max_hits: int,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._counters = counters
+        self._max_hits = max_hits
+        shares = {task.name: task.hit_log.share for task in tasks if task.hit_log is not None}
+        self.active = bool(shares)
+        """Whether any task has one."""
+        self._sampler = Sampler(shares, clock.wall_ms())
+        self._pending: list[deque[SeenHit]] = [deque() for _ in store.tags]
+
+    def note(self, seen: Sequence[SeenHit]) -> None:
+        """Note hits, if they are in the sample. Neither awaits nor fails."""
+        windows = self._sampler.windows
+        for hit in seen:
+            ask = hit.ask
+            key = ask.key
+            window = windows.get(ask.task.name)
+            if window is None:
+                continue
+            low, high, rest = window
+            if low <= key < high or key < rest:
+                self._take(hit, key)
+
+    def _take(self, hit: SeenHit, key: bytes) -> None:
+        pending = self._pending[shard_of_digest(key, len(self._pending))]
+        if len(pending) < MOST_PENDING and self._sampler.take(key):
+            pending.append(hit)
+
+    async def run(self, shard: int) -> None:
+        """Write what was noted of one shard, every second, for ever."""
+        while True:
+            await anyio.sleep(FLUSH_EVERY_S)
+            self._sampler.turn(self._clock.wall_ms())
+            await self.flush(shard)
+
+    async def flush(self, shard: int) -> None:
+        """Write what was noted of one shard. Never raises for what the store does.
+
+        What cannot be written is dropped and counted: it is a sample.
+        """
+        pending = self._pending[shard]
+        if not pending:
+            return
+        hits = [pending.popleft() for _ in range(len(pending))]
+        logged: list[queue_scripts.LoggedHit] = []
+        for number, hit in enumerate(hits, 1):
+            logged.append(record(hit))
+            if number % AT_ONCE == 0:
+                await checkpoint()
+        call = queue_scripts.log_hits(self._store.tags[shard], self._max_hits, logged)
+        try:
+            dropped = int(await self._store.run(call))
+        except (RedisError, OSError) as error:
+            dropped = len(logged)
+            log.debug("hits could not be logged", hits=len(logged), error=str(error))
+        if dropped:
+            self._counters.count(WORKER, DROPPED, dropped)
+
+    async def flush_all(self) -> None:
+        """Write what was noted of all shards, one after the other."""
+        for shard in range(len(self._pending)):
+            await self.flush(shard)
