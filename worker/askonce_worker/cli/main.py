@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from askonce_worker.cli import dead
+from askonce_worker.cli import dead, hits
 from askonce_worker.cli.arguments import (
     AsJson,
     Column,
@@ -271,6 +271,7 @@ def invalidate(
 
 
 app.add_typer(dead.app, name="dead")
+app.add_typer(hits.app, name="hits")
 
 
 @app.command(epilog=examples("askonce doctor askonce.toml", "askonce doctor askonce.toml --json"))

@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from askonce_worker.cli import loop
+from askonce_worker.cli.hits_shown import rates_table
 from askonce_worker.cli.loop import Signals
 from askonce_worker.cli.opened import opened
 from askonce_worker.config import load_settings
+from askonce_worker.hits.reviews import read_reviews
 from askonce_worker.observe.totals import HIT_SOURCES, FleetState, TaskTotals, read_fleet
 
 
@@ -36,12 +38,16 @@ async def _run(options: Options, _signals: Signals) -> int:
     settings = load_settings(options.config)
     async with opened(settings) as store:
         state = await read_fleet(store, settings.worker.pool)
+        reviews = (await read_reviews(store)).totals()
     if options.json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(state)))
+        shown = msgspec.to_builtins(state) | {"reviews": msgspec.to_builtins(reviews)}
+        typer.echo(msgspec.json.format(msgspec.json.encode(shown)))
         return loop.OK
     console = Console()
     console.print(_tasks_table(state))
     console.print(_fleet_table(state))
+    if reviews.total.reviewed:
+        console.print(rates_table(reviews))
     return loop.OK
 
 

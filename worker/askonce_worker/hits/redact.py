@@ -20,8 +20,10 @@ CUT = "…"
 """What a text that was cut ends in."""
 
 _INVISIBLE = "\u00ad\u200b-\u200f\u2060\ufeff"
-_GAP = rf"[ \t.\-/()\u00a0\u2000-\u200a\u2010-\u2015\u202f\u2212·{_INVISIBLE}]"
+_GAP = r"[ \t.\-/()\u00a0\u2000-\u200a\u2010-\u2015\u202f\u2212·]"
 """What may stand between the digits of one number."""
+_UNSEEN = re.compile(f"[{_INVISIBLE}]")
+"""Characters without width: what is written with them reads as if it were written without."""
 _AT = r"(?:[@\uff20]|%40|\s?[\[({]\s?at\s?[\])}]\s?)"
 _DOT = r"(?:[.\uff0e\u3002]|\s?[\[({]\s?dot\s?[\])}]\s?)"
 
@@ -39,8 +41,9 @@ def redact(text: str, most_chars: int) -> str:
 
     Linear in `most_chars`, however long the text is.
     """
-    read = text[: most_chars + MARGIN]
-    end = min(len(text), most_chars)
+    read = _UNSEEN.sub("", text[: most_chars + MARGIN])
+    whole = len(text) <= most_chars + MARGIN
+    end = min(most_chars, len(read) if whole else len(read) - MARGIN)
     parts: list[str] = []
     at = 0
     for span in _merged(read):
@@ -50,7 +53,7 @@ def redact(text: str, most_chars: int) -> str:
         at = span.end
     if at < end:
         parts.append(read[at:end])
-    if len(text) > max(at, end):
+    if not whole or len(read) > max(at, end):
         parts.append(CUT)
     return "".join(parts)
 
@@ -107,22 +110,37 @@ def _luhn(digits: str) -> bool:
 
 
 def _iban(candidate: str) -> Judgement:
-    """The longest beginning with the right check digits: words after it look like a part of it."""
+    """The longest beginning with the right check digits: words after it look like a part of it.
+
+    The check is ISO 7064 MOD 97-10, over the characters with the first four moved to the end.
+    """
     ends = [at + 1 for at, char in enumerate(candidate) if char.isalnum()]
-    for end in reversed(ends[14:34]):  # 15 to 34 characters, ISO 13616
-        bare = "".join(char for char in candidate[:end].upper() if char.isalnum())
-        if int("".join(str(int(char, 36)) for char in bare[4:] + bare[:4])) % 97 == 1:
-            return "iban", end
-    return None
+    numbers = [int(candidate[end - 1], 36) for end in ends]
+    head = 0
+    for number in numbers[:4]:
+        head = _append(head, number)
+    found, rest = 0, 0
+    for count, number in enumerate(numbers[4:34], 5):
+        rest = _append(rest, number) % 97
+        if count >= 15 and (rest * 1_000_000 + head) % 97 == 1:  # noqa: PLR2004 -- ISO 13616
+            found = ends[count - 1]
+    return ("iban", found) if found else None
+
+
+def _append(number: int, more: int) -> int:
+    """A number with the one or two digits of another after its own."""
+    return number * (100 if more > 9 else 10) + more  # noqa: PLR2004 -- letters have two
 
 
 def _ip6(candidate: str) -> Judgement:
     address = candidate.rstrip(".")
+    if len(address) < 3 or address.count(":") < 2:  # noqa: PLR2004 -- "::" is punctuation
+        return None
     try:
-        known = ipaddress.IPv6Address(address)
+        ipaddress.IPv6Address(address)
     except ValueError:
         return None
-    return None if known.is_unspecified else ("ip", len(address))  # "::" is punctuation
+    return "ip", len(address)
 
 
 _PLAIN = {

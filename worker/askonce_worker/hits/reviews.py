@@ -82,22 +82,26 @@ async def record_review(store: Store, review: Review) -> None:
 
 
 class Reviews:
-    """The latest review of every key and answer."""
+    """The latest review of every question and answer; they are added from the newest."""
 
     def __init__(self) -> None:
         self.failures: dict[str, Exception] = {}
         """Shards that could not be read."""
-        self._latest: dict[tuple[str, str], Review] = {}
+        self._latest: dict[tuple[str, str, str], Review] = {}
+
+    def __len__(self) -> int:
+        return len(self._latest)
 
     def add(self, review: Review) -> None:
-        """Take one more; of one key and answer the latest counts."""
-        old = self._latest.get((review.key, review.answer))
-        if old is None or review.at_ms >= old.at_ms:
-            self._latest[review.key, review.answer] = review
+        """Take one more; of one question and answer the latest counts."""
+        subject = review.task, review.key, review.answer
+        old = self._latest.get(subject)
+        if old is None or review.at_ms > old.at_ms:
+            self._latest[subject] = review
 
-    def of(self, key: str, answer: str) -> Review | None:
+    def of(self, task: str, key: str, answer: str) -> Review | None:
         """What was said of an answer."""
-        return self._latest.get((key, answer))
+        return self._latest.get((task, key, answer))
 
     def totals(self) -> ReviewTotals:
         """The wrong-hit rate, of all and by task."""
@@ -129,7 +133,8 @@ async def read_reviews(store: Store, *, days: int = RATE_DAYS) -> Reviews:
 
 def _review(at_ms: int, fields: Mapping[str, str]) -> Review | None:
     key, task, answer = fields.get("key"), fields.get("task"), fields.get("answer")
-    verdict = next((one for one in VERDICTS if one == fields.get("verdict")), None)
+    said = fields.get("verdict")
+    verdict: Verdict | None = next((one for one in VERDICTS if one == said), None)
     if key is None or task is None or answer is None or verdict is None:
         return None
     return Review(key, task, verdict, answer, at_ms)

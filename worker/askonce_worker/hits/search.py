@@ -62,7 +62,7 @@ async def find_hits(store: Store, wanted: Wanted) -> Found:
     """Find hits, of every question the newest. At most `max_hits` a shard are there."""
     reviews = await read_reviews(store, days=3660)
     since = b"-" if wanted.since_ms is None else b"%d" % wanted.since_ms
-    newest: dict[str, Hit] = {}
+    newest: dict[tuple[str, str], Hit] = {}
     failures = dict(reviews.failures)
     for tag in store.tags:
         try:
@@ -70,8 +70,9 @@ async def find_hits(store: Store, wanted: Wanted) -> Found:
                 hit = _read(at_ms, fields, reviews)
                 if hit is None or wanted.task not in (None, hit.task):
                     continue
-                old = newest.get(hit.key)
-                newest[hit.key] = hit if old is None else old._replace(times=old.times + 1)
+                question = hit.task, hit.key  # tasks that ask the same have the same keys
+                old = newest.get(question)
+                newest[question] = hit if old is None else old._replace(times=old.times + 1)
         except Exception as error:  # noqa: BLE001 -- whatever a shard does, the others are shown
             failures[tag] = error
     hits = [hit for hit in newest.values() if not (wanted.unreviewed and hit.review)]
@@ -98,5 +99,5 @@ def _read(at_ms: int, fields: Mapping[str, str], reviews: Reviews) -> Hit | None
         input=fields.get("input", ""),
         tenant=fields.get("tenant", ""),
         at_ms=at_ms,
-        review=reviews.of(key, answer_id(data)),
+        review=reviews.of(task, key, answer_id(data)),
     )
