@@ -18,11 +18,12 @@ from askonce_loadtest.servers.node import Node
 from askonce_loadtest.servers.ports import HOST
 from askonce_queue import Client, Job, answer_scripts, names, queue_scripts, sync
 from askonce_queue.answer_scripts import Fill, Release
-from askonce_queue.queue_scripts import Lane
+from askonce_queue.queue_scripts import Lane, LoggedHit
 from askonce_queue.scripts import Call
 from askonce_queue.store import Store
 from askonce_worker.config import WorkerConfig
 from askonce_worker.dead_letters import DeadLetters, Wanted
+from askonce_worker.hits.rules import Rule
 from askonce_worker.library import AnswerCache
 from askonce_worker.observe.backlog import read_shard
 from askonce_worker.pool.worker import Worker
@@ -195,7 +196,10 @@ def _lease_calls(new_tag: str) -> list[Call]:
 
 def _rare_calls() -> list[Call]:
     """What a sweep does when there is too much."""
-    return [queue_scripts.sweep_stats(TAG, cursor=0, count=9, most=0, others="others")]
+    return [
+        queue_scripts.sweep_stats(TAG, cursor=0, count=9, most=0, others="others"),
+        queue_scripts.log_hits(TAG, 9, [LoggedHit("0" * 64, "echo", "store", 1, b"{}", "one", "")]),
+    ]
 
 
 # The gateway
@@ -234,7 +238,9 @@ async def scale(node: Node) -> None:
 
 
 async def prepare_letters(node: Node) -> None:
-    """Two dead letters that can be retried."""
+    """Two dead letters that can be retried, and a hit to judge."""
+    hit = LoggedHit("0" * 64, "size", "store", 1, b"{}", "one", "")
+    await node.command(*queue_scripts.log_hits(TAG, 9, [hit]).command("EVAL"))
     payload = '{"task":"echo","text":"letter"}'
     for number in (1, 2):
         fields = ("v", "1", "c", "shop", "i", f"letter {number}", "p", payload)
@@ -263,6 +269,10 @@ async def operate(node: Node, folder: Path) -> None:
         for words in (("stats",), ("doctor",), ("invalidate", "--tag", "blue")):
             command, *rest = words
             await anyio.to_thread.run_sync(askonce, command, "askonce.toml", *rest)
+        judge = functools.partial(askonce, stdin="w t\n")
+        await anyio.to_thread.run_sync(judge, "hits", "review", "askonce.toml")
+        rule = Rule("size", "*")
+        await anyio.to_thread.run_sync(askonce, "hits", "rules", "remove", "askonce.toml", rule.id)
 
 
 async def run_all(node: Node, user: str, calls: list[Call]) -> None:

@@ -127,7 +127,7 @@ class _Walk:
             if choice == END or letter == QUIT:
                 return False
             if letter == SKIP:
-                self._said[SKIP] += 1
+                self._echo(who, "skipped")
                 return True
             verdict = KEYS.get(letter)
             if verdict is None:
@@ -143,11 +143,11 @@ class _Walk:
 
     async def _decision(self, who: Person, verdict: Verdict, hit: Hit, more: str) -> Decision:
         """A verdict with the rule that goes with it."""
+        self._echo(who, VERDICT_WORDS[verdict])
         if verdict == "fine":
             return Decision(verdict)
         choice, _, pattern = more.partition(" ")
         if who.interactive:
-            self._console.print(f"  {VERDICT_WORDS[verdict]}.")
             self._console.print(RULES)
             choice = await who.choice()
             if choice == PATTERN:
@@ -161,11 +161,15 @@ class _Walk:
     async def _pattern(self, who: Person, hit: Hit) -> str:
         offered = suggestion(hit.input)
         self._console.print("  pattern: * is any text, case does not matter", style="dim")
-        if offered:
-            shown = printable(offered)
-            self._console.print(Text(f"  Enter for: {shown}", style="dim"))
+        shown = printable(offered) or "no rule"
+        self._console.print(Text(f"  Enter for: {shown}", style="dim"))
         self._console.print("  > ", end="")
         return await who.line()
+
+    def _echo(self, who: Person, word: str) -> None:
+        """Show what a key was taken for."""
+        if who.interactive:
+            self._console.print(f"  → {word}", style="bold")
 
     async def _carry_out(self, hit: Hit, decision: Decision) -> bool:
         """Do what was decided; whether it is done."""
