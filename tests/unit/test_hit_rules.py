@@ -77,7 +77,12 @@ def test_rules_read_chat_messages() -> None:
     kept_out = keeper_out([Rule("t", "*balance*")])
     assert kept_out is not None
     parts = [{"type": "image_url", "image_url": "balance"}, {"type": "text", "text": "my Balance"}]
-    for content, expected in (("my balance", True), (parts, True), (parts[:1], False), (None, False)):
+    for content, expected in (
+        ("my balance", True),
+        (parts, True),
+        (parts[:1], False),
+        (None, False),
+    ):
         messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": content}]
         assert kept_out(Question(messages=messages)) is expected
 

@@ -96,7 +96,9 @@ def test_no_address_is_left(before: str, local: str, domain: str, after: str) ->
 def test_no_long_number_is_left(
     before: str, digits: list[int], data: st.DataObject, after: str
 ) -> None:
-    gaps = data.draw(st.lists(st.sampled_from(["", "", " ", "-", ".", "\u00a0", ") "]), min_size=30))
+    gaps = data.draw(
+        st.lists(st.sampled_from(["", "", " ", "-", ".", "\u00a0", ") "]), min_size=30)
+    )
     number = "".join(f"{digit}{gap}" for digit, gap in zip(digits, gaps, strict=False)).rstrip()
     redacted = redact(f"{before} {number} {after}", 2000)
     assert number not in redacted
