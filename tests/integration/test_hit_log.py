@@ -1,5 +1,7 @@
 """The hit log on the real server: what workers log, its bounds, what reviews and rules do."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from typing import Any

@@ -23,6 +23,7 @@ from askonce_queue.scripts import Call
 from askonce_queue.store import Store
 from askonce_worker.config import WorkerConfig
 from askonce_worker.dead_letters import DeadLetters, Wanted
+from askonce_worker.hits.rulebook import RuleBook
 from askonce_worker.hits.rules import Rule
 from askonce_worker.library import AnswerCache
 from askonce_worker.observe.backlog import read_shard
@@ -260,6 +261,7 @@ async def operate(node: Node, folder: Path) -> None:
         (retried,) = await letters.retry([again], max_backlog=9, max_unread=9)
         assert not retried.refusal
         assert await letters.drop([found[1].id]) == 1
+        assert await RuleBook(store).read() == []
     finally:
         await store.aclose()
     login = f'url = "redis://{OPERATOR}@{HOST}:{node.port}/0"\npassword_file = "password"'

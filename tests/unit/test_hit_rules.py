@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -83,7 +84,10 @@ def test_rules_read_chat_messages() -> None:
         (parts[:1], False),
         (None, False),
     ):
-        messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": content}]
+        messages: list[dict[str, Any]] = [
+            {"role": "system", "content": "Be kind."},
+            {"role": "user", "content": content},
+        ]
         assert kept_out(Question(messages=messages)) is expected
 
 

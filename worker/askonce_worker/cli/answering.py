@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import termios
 import tty
@@ -15,7 +16,8 @@ import anyio
 END = ""
 """What is answered when nobody is there any more."""
 _CTRL_D = "\x04"
-_ESCAPE = "\x1b"
+_ARROW = re.compile(r"\x1b(?:\[[0-9;]*[A-Za-z~]|O.)?")
+"""What keys like the arrows send: several characters, none of which was meant."""
 
 
 class Person(Protocol):
@@ -79,8 +81,7 @@ class _Keys:
             data = await self._read()
             if data == "" or _CTRL_D in data:
                 return END
-            # Arrows and the like come as several characters, none of which was meant.
-            self._typed = "" if data.startswith(_ESCAPE) else data
+            self._typed = _ARROW.sub("", data)
         key, self._typed = self._typed[0], self._typed[1:]
         return key
 

@@ -77,18 +77,18 @@ async def _list(options: ListOptions, _signals: Signals) -> int:
         found = await find(settings, store, options.task, options.since, options.unreviewed, now_ms)
     limit = options.limit or (TABLE_ROWS if as_table else len(found.hits))
     shown = found.hits[:limit]
-    if options.json:
+    if not shown and not found.failures:
+        say(nothing(settings))
+    elif options.json:
         for hit in shown:
             typer.echo(hits_shown.as_json(hit))
     elif not as_table:
         for hit in shown:
             typer.echo(hits_shown.as_line(hit, now_ms))
-    elif shown:
+    else:
         console.print(hits_shown.as_table(shown, now_ms))
         if len(found.hits) > limit:
             say(f"the newest {limit:,} of {len(found.hits):,}; --limit shows more")
-    else:
-        say(nothing(settings))
     return failures_reported(found)
 
 
