@@ -104,7 +104,7 @@ class Resolver:
             ):
                 task = ask.task
                 hits[task.name] = hits.get(task.name, 0) + 1
-                if task.watched:
+                if task.watched or (task.noted and ask.key[0] in task.noted):
                     seen.append(SeenHit(ask, entry, "memory", now - entry.born))
                 ask.answered(entry, "memory", now - entry.born)
             elif ask.cacheable:

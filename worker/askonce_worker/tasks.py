@@ -41,8 +41,9 @@ class Task:
     """A named classification: where its questions go, what is in their key, how long answers last.
 
     `normalize` is applied before the key is made and before the model is asked. `tags` are those of
-    all its answers, beside its own. `watched`: somebody wants to be told of its hits. `hit_log`:
-    which of them people get to see; None: none. `kept_out` says of a question that a rule keeps it
+    all its answers, beside its own. `watched`: somebody wants to be told of all its
+    hits; `noted`: of those whose keys begin with one of these bytes (the hit log, see `hits/log.py`).
+    `hit_log`: which of them people get to see; None: none. `kept_out` says of a question that a rule keeps it
     from the cache; None, as long as the task has no rules.
     """
 
@@ -55,6 +56,7 @@ class Task:
         "max_input_bytes",
         "name",
         "normalize",
+        "noted",
         "plain_control",
         "plain_demand",
         "policy",
@@ -104,5 +106,6 @@ class Task:
         self.remember_exhausted_s = remember_exhausted_s
         self.without_store: WithoutStore = without_store
         self.hit_log = hit_log if hit_log is not None and hit_log.share > 0 else None
-        self.watched = watched or self.hit_log is not None
+        self.watched = watched
+        self.noted: frozenset[int] = frozenset()
         self.kept_out: Callable[[Question], bool] | None = None

@@ -1,6 +1,6 @@
 """The hit log of a worker: notes sampled hits as they happen, and writes them once a second.
 
-What is noted on the hot path is a comparison of the key. Redaction and the store come later, a few
+On the hot path it costs a look at the first byte of the key (`Task.noted`). Redaction and the store come later, a few
 hits at a time; a log that cannot be written drops its oldest, and counts them.
 """
 
@@ -53,11 +53,20 @@ class HitLog:
         self._clock = clock
         self._counters = counters
         self._max_hits = max_hits
-        shares = {task.name: task.hit_log.share for task in tasks if task.hit_log is not None}
-        self.active = bool(shares)
-        """Whether any task has one."""
+        self._tasks = [task for task in tasks if task.hit_log is not None]
+        shares = {task.name: task.hit_log.share for task in self._tasks if task.hit_log}
         self._sampler = Sampler(shares, clock.wall_ms())
+        self._choose()
         self._pending: list[deque[SeenHit]] = [deque() for _ in store.tags]
+
+    @property
+    def active(self) -> bool:
+        """Whether any task has one."""
+        return bool(self._tasks)
+
+    def _choose(self) -> None:
+        for task in self._tasks:
+            task.noted = self._sampler.windows[task.name].first_bytes()
 
     def note(self, seen: Sequence[SeenHit]) -> None:
         """Note hits, if they are in the sample. Neither awaits nor fails."""
@@ -81,7 +90,8 @@ class HitLog:
         """Write what was noted of one shard, every second, for ever."""
         while True:
             await anyio.sleep(FLUSH_EVERY_S)
-            self._sampler.turn(self._clock.wall_ms())
+            if self._sampler.turn(self._clock.wall_ms()):
+                self._choose()
             await self.flush(shard)
 
     async def flush(self, shard: int) -> None:

@@ -27,6 +27,14 @@ class Window(NamedTuple):
         """Whether a key is in it."""
         return self.low <= key < self.high or key < self.rest
 
+    def first_bytes(self) -> frozenset[int]:
+        """What keys in it may begin with, for a look that costs nearly nothing."""
+        if self.low >= self.high:
+            return frozenset()
+        first = self.low[0] if self.low else 0
+        rest = range(self.rest[0] + 1) if self.rest else range(0)
+        return frozenset((*range(first, self.high[0] + 1), *rest))
+
 
 _ALL = Window(b"", b"\xff" * 33, b"")
 _NONE = Window(b"\xff" * 33, b"", b"")
@@ -59,13 +67,15 @@ class Sampler:
         self._period = -1
         self.turn(wall_ms)
 
-    def turn(self, wall_ms: float) -> None:
-        """Begin a new period, if it is time."""
+    def turn(self, wall_ms: float) -> bool:
+        """Begin a new period, if it is time; whether it was."""
         period = int(wall_ms) // (PERIOD_S * 1000)
-        if period != self._period:
-            self._period = period
-            self.seen.clear()
-            self.windows = {task: window(share, period) for task, share in self._shares.items()}
+        if period == self._period:
+            return False
+        self._period = period
+        self.seen.clear()
+        self.windows = {task: window(share, period) for task, share in self._shares.items()}
+        return True
 
     def take(self, key: bytes) -> bool:
         """Take a chosen key for this period; False when it was taken, or there are too many."""
