@@ -23,7 +23,7 @@ from askonce_worker.flights import SeenHit
 from askonce_worker.hits import log as hit_log
 from askonce_worker.hits import reviews as hit_reviews
 from askonce_worker.hits import rulebook
-from askonce_worker.hits.log import DROPPED, MOST_PENDING, HitLog
+from askonce_worker.hits.log import MOST_PENDING, HitLog
 from askonce_worker.hits.review import judge
 from askonce_worker.hits.reviews import Rate, Review, read_reviews, record_review
 from askonce_worker.hits.rulebook import AppliedRules, RuleBook, TooManyRules
@@ -151,11 +151,11 @@ class TestLogging:
         log.note([seen_hit(task, f"text {n}") for n in range(MOST_PENDING + 50)])
         await log.flush_all()
         assert await store.xlen(HITS.decode()) == 30
-        assert counters.total(DROPPED) == MOST_PENDING - 30
+        assert counters.total("hits_dropped") == MOST_PENDING - 30
         # Those there was no room for come with their next hit.
         log.note([seen_hit(task, f"text {n}") for n in range(MOST_PENDING + 50)])
         await log.flush_all()
-        assert counters.total(DROPPED) == MOST_PENDING - 30 + 50
+        assert counters.total("hits_dropped") == MOST_PENDING - 30 + 50
 
     async def test_a_store_that_fails_costs_the_sample_and_nothing_else(
         self, askonce_store: Store, store: redis.asyncio.Redis
@@ -166,7 +166,7 @@ class TestLogging:
         await store.set(HITS.decode(), "no stream")
         log.note([seen_hit(task, "text")])
         await log.flush(0)
-        assert counters.total(DROPPED) == 1
+        assert counters.total("hits_dropped") == 1
 
     async def test_every_shard_has_its_own(
         self, store_url: str, store: redis.asyncio.Redis

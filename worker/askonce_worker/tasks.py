@@ -8,7 +8,7 @@ from typing import Literal
 from askonce_worker.cache.key import KeyMaker
 from askonce_worker.cache.policy import Policy, demand_of
 from askonce_worker.config import HitLogConfig
-from askonce_worker.models.protocol import Model, Prompt, Question
+from askonce_worker.models.protocol import Model, Prompt
 from askonce_worker.models.retry import RetryPolicy
 
 WithoutStore = Literal["wait", "call", "raise"]
@@ -41,10 +41,10 @@ class Task:
     """A named classification: where its questions go, what is in their key, how long answers last.
 
     `normalize` is applied before the key is made and before the model is asked. `tags` are those of
-    all its answers, beside its own. `watched`: somebody wants to be told of all its
-    hits; `noted`: of those whose keys begin with one of these bytes (the hit log, see `hits/log.py`).
-    `hit_log`: which of them people get to see; None: none. `kept_out` says of a question that a rule keeps it
-    from the cache; None, as long as the task has no rules.
+    all its answers, beside its own. `watched`: somebody wants to be told of all its hits; `noted`:
+    of those whose keys begin with one of these bytes (`hits/log.py`). `hit_log`: which of them
+    people get to see; None: none. `kept_out` says of the text of an input that a rule keeps it
+    from the cache; it is None as long as the task has no rules.
     """
 
     __slots__ = (
@@ -108,4 +108,4 @@ class Task:
         self.hit_log = hit_log if hit_log is not None and hit_log.share > 0 else None
         self.watched = watched
         self.noted: frozenset[int] = frozenset()
-        self.kept_out: Callable[[Question], bool] | None = None
+        self.kept_out: Callable[[str], bool] | None = None

@@ -1,7 +1,7 @@
 """The hit log of a worker: notes sampled hits as they happen, and writes them once a second.
 
-On the hot path it costs a look at the first byte of the key (`Task.noted`). Redaction and the store come later, a few
-hits at a time; a log that cannot be written drops its oldest, and counts them.
+On the hot path it costs a look at the first byte of the key (`Task.noted`). Redaction and the store
+come later, a few hits at a time; a log that cannot be written drops what it has, and counts it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ MOST_PENDING = 100
 the same question."""
 AT_ONCE = 8
 """Hits redacted without letting anybody else run: each takes some ten microseconds."""
-DROPPED = "hits_dropped"
-"""The counter of hits that were logged and gave way to newer ones."""
 
 log = structlog.get_logger("askonce.hits")
 
@@ -115,7 +113,7 @@ class HitLog:
             dropped = len(logged)
             log.debug("hits could not be logged", hits=len(logged), error=str(error))
         if dropped:
-            self._counters.count(WORKER, DROPPED, dropped)
+            self._counters.count(WORKER, "hits_dropped", dropped)
 
     async def flush_all(self) -> None:
         """Write what was noted of all shards, one after the other."""

@@ -12,9 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from askonce_worker.hits.inputs import input_text
-from askonce_worker.models.protocol import Question
-
 MOST_RULES = 100
 MOST_PATTERN_CHARS = 500
 EVERYTHING = "*"
@@ -72,18 +69,21 @@ def matcher(pattern: str) -> Matcher:
     return matches
 
 
-def keeper_out(rules: Iterable[Rule]) -> Callable[[Question], bool] | None:
-    """What tells of a question of one task whether its rules keep it out; None without any."""
+def keeper_out(rules: Iterable[Rule]) -> Callable[[str], bool] | None:
+    """What tells of an input of one task (see `input_text`) whether its rules keep it out.
+
+    None without any. It takes about half a microsecond a rule, more for long texts.
+    """
     patterns = [rule.pattern for rule in rules]
     if not patterns:
         return None
     if any(not pattern.strip("*") for pattern in patterns):
-        return lambda _question: True
+        return lambda _text: True
     matchers = [matcher(pattern) for pattern in patterns]
 
-    def kept_out(question: Question) -> bool:
-        text = input_text(question).casefold()
-        return any(matches(text) for matches in matchers)
+    def kept_out(text: str) -> bool:
+        folded = text.casefold()
+        return any(matches(folded) for matches in matchers)
 
     return kept_out
 
