@@ -135,7 +135,10 @@ class TestLogging:
         counters, clock = Counters(), SystemClock()
         (task,) = echo_tasks(EchoModel(), hit_log=HitLogConfig(share=0.2)).values()
         log = HitLog(askonce_store, [task], clock, counters, max_hits=1000)
-        seen = [seen_hit(task, "head")] * 5000 + [seen_hit(task, f"tail {n}") for n in range(200)]
+        chosen = log._sampler.windows["echo"].has
+        heads = (seen_hit(task, f"head {n}") for n in range(1000))
+        head = next(hit for hit in heads if chosen(hit.ask.key))
+        seen = [head] * 5000 + [seen_hit(task, f"tail {n}") for n in range(200)]
         log.note(seen)
         await log.flush_all()
         found = (await find_hits(askonce_store, Wanted())).hits

@@ -130,8 +130,8 @@ def test_what_is_cut_in_the_middle_is_not_left_in_part(secret: str, offset: int)
 
 def test_many_invisible_characters_hide_nothing_at_the_cut() -> None:
     text = "\u200b" * (MARGIN + 50) + "4111 1111 1111 1111" + "\u200b" * MARGIN + " more" * 300
-    for most in range(60, 120):
-        assert "411" not in redact(text, most)
+    for most in range(50, 120):
+        assert "41" not in redact(text, most)
 
 
 FRAGMENTS = [
