@@ -27,7 +27,7 @@ rules = typer.Typer(
     help="Inputs that are kept from the cache: answered by the model, each time anew.",
     epilog=examples(
         "askonce hits rules list askonce.toml",
-        "askonce hits rules add askonce.toml --task intent --pattern '*my balance*'",
+        "askonce hits rules add askonce.toml --task intent --pattern '\\*my balance\\*'",
         "askonce hits rules remove askonce.toml 3f1c09ab",
     ),
     no_args_is_help=True,
@@ -94,7 +94,7 @@ def list_(
     epilog=examples(
         "askonce hits review askonce.toml",
         "askonce hits review askonce.toml --task intent --since 7d --limit 30",
-        "printf 'f\\nw p *lost my card*\\nq\\n' | askonce hits review askonce.toml",
+        "printf 'f\\nw p \\*lost my card\\*\\nq\\n' | askonce hits review askonce.toml",
     )
 )
 def review(
@@ -163,8 +163,8 @@ def rules_list(config: ConfigFile, as_json: AsJson = False) -> None:
 @rules.command(
     "add",
     epilog=examples(
-        "askonce hits rules add askonce.toml --task intent --pattern '*my balance*'",
-        "askonce hits rules add askonce.toml --task chat --pattern '*'",
+        "askonce hits rules add askonce.toml --task intent --pattern '\\*my balance\\*'",
+        "askonce hits rules add askonce.toml --task chat --pattern '\\*'",
     ),
 )
 def rules_add(
@@ -179,9 +179,9 @@ def rules_add(
         ),
     ],
 ) -> None:
-    """Keep inputs from the cache: neither answered from it nor kept.
+    r"""Keep inputs from the cache: neither answered from it nor kept.
 
-    The pattern '*' is for the whole task. At most 100 rules.
+    The pattern '\*' is for the whole task. At most 100 rules.
 
     Exit code: 0 done, 2 usage or configuration, 69 no store.
     """

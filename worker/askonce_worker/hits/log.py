@@ -116,6 +116,7 @@ class HitLog:
             self._counters.count(WORKER, "hits_dropped", dropped)
 
     async def flush_all(self) -> None:
-        """Write what was noted of all shards, one after the other."""
-        for shard in range(len(self._pending)):
-            await self.flush(shard)
+        """Write what was noted of all shards."""
+        async with anyio.create_task_group() as tasks:
+            for shard in range(len(self._pending)):
+                tasks.start_soon(self.flush, shard)
