@@ -23,6 +23,9 @@ them together. Job shards and answer shards share the table of tags but not thei
 | `stats:{tag}` | hash | counters flushed by workers |
 | `windows:{tag}` | sorted set | names of buckets of time → when they may go, ms |
 | `window:{tag}:<bucket>` | hash | the same counters, of one bucket of time |
+| `hits:{tag}` | stream | a sample of hits, redacted, for people to judge |
+| `reviews:{tag}` | stream | what people said of them |
+| `rules:{tag}` | hash | id → inputs that are kept from the cache; on the first shard |
 | `askonce:meta` | hash | the number of shards |
 
 Only answers have a TTL, so everything else has a bound, or a sweep (`pool/sweep.py` of the worker):
@@ -46,6 +49,9 @@ Only answers have a TTL, so everything else has a bound, or a sweep (`pool/sweep
 | `stats:` | beyond 10,000 fields those of some tasks are added up in one |
 | `windows:` | one a bucket; swept when its time is over, at most some 170 |
 | `window:` | 4,000 fields; further tasks are added up in one; swept with its name |
+| `hits:` | `max_hits`: the oldest are dropped, and counted; swept after `hit_retain_s` |
+| `reviews:` | 10,000: the oldest are dropped |
+| `rules:` | 100, in the script that adds one |
 """
 
 from __future__ import annotations
@@ -126,3 +132,15 @@ def windows(tag: str) -> bytes:
 def window_prefix(tag: str) -> bytes:
     """The part of a bucket's key before its name, `size in s:number`."""
     return f"window:{{{tag}}}:".encode()
+
+
+def hits(tag: str) -> bytes:
+    return f"hits:{{{tag}}}".encode()
+
+
+def reviews(tag: str) -> bytes:
+    return f"reviews:{{{tag}}}".encode()
+
+
+def rules(tag: str) -> bytes:
+    return f"rules:{{{tag}}}".encode()

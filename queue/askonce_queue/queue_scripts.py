@@ -33,6 +33,9 @@ _SWEEP_OWED = Script("sweep_owed", allow_oom=True)
 _SWEEP_STATS = Script("sweep_stats", allow_oom=True)
 _SWEEP_WINDOWS = Script("sweep_windows", allow_oom=True)
 _RETRY_DEAD = Script("retry_dead", allow_oom=False)
+_LOG_HITS = Script("log_hits", allow_oom=False)
+_SWEEP_HITS = Script("sweep_hits", allow_oom=True)
+_ADD_RULE = Script("add_rule", allow_oom=True)
 
 
 LANES = ("interactive", "bulk")
@@ -75,6 +78,21 @@ class SettleGroup(NamedTuple):
     address: str
     replies: bytes
     jobs: Sequence[tuple[bytes, str]]
+
+
+class LoggedHit(NamedTuple):
+    """A hit as it is logged, redacted: `key` in hexadecimal, `answer` as JSON.
+
+    `input` and `tenant` are "" where they are not kept.
+    """
+
+    key: str
+    task: str
+    source: str
+    age_ms: int
+    answer: bytes
+    input: str
+    tenant: str
 
 
 def owner_of(address: str) -> str:
@@ -303,3 +321,18 @@ def retry_dead(
         ],
         [letter, lane.lane, record, address, max_backlog, max_unread],
     )
+
+
+def log_hits(tag: str, max_hits: int, hits: Sequence[LoggedHit]) -> Call:
+    args: list[Arg] = [max_hits]
+    for hit in hits:
+        args += hit
+    return Call(_LOG_HITS, [names.hits(tag)], args)
+
+
+def sweep_hits(tag: str, retain_ms: int) -> Call:
+    return Call(_SWEEP_HITS, [names.hits(tag)], [retain_ms])
+
+
+def add_rule(tag: str, rule_id: str, rule: bytes, most: int) -> Call:
+    return Call(_ADD_RULE, [names.rules(tag)], [most, rule_id, rule])

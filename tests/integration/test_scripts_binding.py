@@ -26,7 +26,7 @@ from askonce_queue import answer_scripts, names, queue_scripts, scripts
 from askonce_queue.answer_scripts import Fill, Release
 from askonce_queue.connections import connect, connect_sync
 from askonce_queue.embedded import EmbeddedStore
-from askonce_queue.queue_scripts import Lane, SettleGroup
+from askonce_queue.queue_scripts import Lane, LoggedHit, SettleGroup
 from askonce_queue.scripts import Call, Script, run, run_many, run_sync
 from askonce_queue.store_config import StoreConfig
 from tests.support.embedded_server import server_pid
@@ -38,13 +38,14 @@ NAMES = sorted(
     path.name.removesuffix(".lua") for path in LUA.iterdir() if path.name.endswith(".lua")
 )
 SCRIPTS = [name for name in NAMES if name not in PRELUDES]
-REFUSED_WITHOUT_MEMORY = {"fill", "retry_dead"}
+REFUSED_WITHOUT_MEMORY = {"fill", "retry_dead", "log_hits"}
 """Enqueue keeps a bound of its own; everything else keeps the system alive without memory."""
 
 LANE = Lane("0", "default", "interactive")
 BULK = Lane("0", "default", "bulk")
 X, Y = b"x" * 32, b"y" * 32
 HOLDER = "t"
+HIT = LoggedHit("00", "task", "store", 1, b"{}", "input", "")
 TOKEN, OTHER = b"0123456789abcdef", b"fedcba9876543210"
 
 
@@ -114,6 +115,7 @@ class Stub:
 
 
 STUBS: dict[str, list[Stub]] = {
+    "add_rule": [Stub(1, 3, 0, 0, lambda _: queue_scripts.add_rule("0", "id", b"{}", 5))],
     "beat": [Stub(1, 2, 0, 0, lambda _: queue_scripts.beat("0", "default", "w", 5))],
     "bury": [Stub(5, 10, 0, 2, bury_of)],
     "claim": [Stub(2, 4, 0, 0, lambda _: queue_scripts.claim(LANE, "w", 5))],
@@ -133,6 +135,7 @@ STUBS: dict[str, list[Stub]] = {
     "leave": [
         Stub(2, 3, 1, 0, lambda n: queue_scripts.leave([LANE, BULK][:n], "w", only_if_dead=True))
     ],
+    "log_hits": [Stub(1, 8, 0, 7, lambda n: queue_scripts.log_hits("0", 5, [HIT] * n))],
     "look_up": [Stub(5, 4, 1, 1, look_up_of)],
     "mark_read": [Stub(1, 1, 1, 1, lambda n: answer_scripts.mark_read("0", [(X, 1.0)] * n))],
     "measure": [Stub(1, 0, 0, 0, lambda _: queue_scripts.measure("0"))],
@@ -171,6 +174,7 @@ STUBS: dict[str, list[Stub]] = {
     "survey": [
         Stub(3, 3, 1, 2, lambda n: answer_scripts.survey("0", [X] * n, before=[("a", b"1")] * n))
     ],
+    "sweep_hits": [Stub(1, 1, 0, 0, lambda _: queue_scripts.sweep_hits("0", 5))],
     "sweep_clients": [
         Stub(
             2,

@@ -19,12 +19,14 @@ from askonce_loadtest.servers.node import Node
 from askonce_loadtest.servers.ports import HOST
 from askonce_queue import Client, Job, answer_scripts, names, queue_scripts, sync
 from askonce_queue.answer_scripts import Fill, Release
-from askonce_queue.queue_scripts import Lane
+from askonce_queue.queue_scripts import Lane, LoggedHit
 from askonce_queue.scripts import Call
 from askonce_queue.store import Store
 from askonce_worker.cache.policy import Policy
 from askonce_worker.config import WorkerConfig
 from askonce_worker.dead_letters import DeadLetters, Wanted
+from askonce_worker.hits.rulebook import RuleBook
+from askonce_worker.hits.rules import Rule
 from askonce_worker.library import AnswerCache
 from askonce_worker.observe.backlog import read_shard
 from askonce_worker.pool.worker import Worker
@@ -205,7 +207,10 @@ def _lease_calls(new_tag: str) -> list[Call]:
 
 def _rare_calls() -> list[Call]:
     """What a sweep does when there is too much."""
-    return [queue_scripts.sweep_stats(TAG, cursor=0, count=9, most=0, others="others")]
+    return [
+        queue_scripts.sweep_stats(TAG, cursor=0, count=9, most=0, others="others"),
+        queue_scripts.log_hits(TAG, 9, [LoggedHit("0" * 64, "echo", "store", 1, b"{}", "one", "")]),
+    ]
 
 
 # The gateway
@@ -248,10 +253,12 @@ async def scale(node: Node) -> None:
 
 
 async def prepare_letters(node: Node) -> None:
-    """Two dead letters that can be retried; and an answer that another prompt has left."""
+    """Two dead letters that can be retried, an answer of another prompt, and a hit to judge."""
     tags = b"task:size\nv:00000000"
     entry = struct.pack("<BBddddH", 1, 0, 1.0, 2.0**52, 1e15, 1e15, len(tags)) + tags
     await node.command("SET", names.answer_prefix(TAG) + b"o" * 32, entry, "PX", 60_000)
+    hit = LoggedHit("0" * 64, "size", "store", 1, b"{}", "one", "")
+    await node.command(*queue_scripts.log_hits(TAG, 9, [hit]).command("EVAL"))
     payload = '{"task":"echo","text":"letter"}'
     for number in (1, 2):
         fields = ("v", "1", "c", "shop", "i", f"letter {number}", "p", payload)
@@ -271,6 +278,7 @@ async def operate(node: Node, folder: Path) -> None:
         (retried,) = await letters.retry([again], max_backlog=9, max_unread=9)
         assert not retried.refusal
         assert await letters.drop([found[1].id]) == 1
+        assert await RuleBook(store).read() == []
     finally:
         await store.aclose()
     login = f'url = "redis://{OPERATOR}@{HOST}:{node.port}/0"\npassword_file = "password"'
@@ -290,6 +298,10 @@ async def operate(node: Node, folder: Path) -> None:
         # More than are kept.
         globs = [part for number in range(101) for part in ("--pattern", f"{number}*")]
         await command("invalidate", *globs)
+        judge = functools.partial(askonce, stdin="w t\n")
+        await anyio.to_thread.run_sync(judge, "hits", "review", "askonce.toml")
+        rule = Rule("size", "*")
+        await anyio.to_thread.run_sync(askonce, "hits", "rules", "remove", "askonce.toml", rule.id)
 
 
 async def run_all(node: Node, user: str, calls: list[Call]) -> None:

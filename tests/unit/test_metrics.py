@@ -111,6 +111,7 @@ async def test_counters_are_there_from_the_start_and_count_by_task(rig: Rig) -> 
         *(("intent", "calls_takeover", 9), ("tone", "failures_timeout", 6)),
         *(("size", "leases_lost", 2), ("*", "jobs_buried", 11), ("*", "deliveries_reclaimed", 12)),
         ("*", "dead_letters_dropped", 13),
+        ("*", "hits_dropped", 14),
     ):
         rig.counters.count(task, name, amount)
     assert rig.values("askonce_hits_total")["memory", "intent"] == 5
@@ -127,6 +128,7 @@ async def test_counters_are_there_from_the_start_and_count_by_task(rig: Rig) -> 
     assert rig.values("askonce_deliveries_total")["buried",] == 11
     assert rig.values("askonce_deliveries_reclaimed_total") == {(): 12}
     assert rig.values("askonce_dead_letters_dropped_total") == {(): 13}
+    assert rig.values("askonce_logged_hits_dropped_total") == {(): 14}
 
 
 async def test_what_is_flushed_to_the_store_stays_counted(rig: Rig) -> None:

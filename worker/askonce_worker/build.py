@@ -112,6 +112,7 @@ def build_task(
         remember_exhausted_s=settings.worker.remember_exhausted_s,
         price=build_price(settings.models[config.model].price),
         tags=sources.close(map(source_tag, config.cache.sources)),
+        hit_log=config.hit_log,
     )
 
 

@@ -145,6 +145,17 @@ class SourceConfig(msgspec.Struct, frozen=True):
     """Names of other sources: when one of them is invalidated, so is this one."""
 
 
+class HitLogConfig(msgspec.Struct, frozen=True):
+    """`[tasks.NAME.hit_log]`: which hits people get to see, and what of them."""
+
+    share: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    """The share of distinct questions whose hits are logged in an hour; 0: none."""
+    input: Literal["redacted", "hash"] = "redacted"
+    """What is kept of the input: its text without personal data, or no more than the cache key."""
+    tenant: bool = False
+    """Whether it says whose question it was."""
+
+
 class TaskConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`[tasks.NAME]`: one classification."""
 
@@ -164,6 +175,7 @@ class TaskConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_input_bytes: Bytes = Bytes(64 << 10)
     shared: bool = False
     """Whether tenants share answers."""
+    hit_log: HitLogConfig = HitLogConfig()
 
     def __post_init__(self) -> None:
         if self.system is not None and self.system_file is not None:
@@ -212,6 +224,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     take before enqueueing is refused."""
     max_dead: Count = 10_000
     """Dead letters kept in one shard; the oldest are dropped, and counted."""
+    max_hits: Count = 2_000
+    """Sampled hits kept in one shard for people to judge; the oldest are dropped, and counted."""
+    hit_retain_s: Annotated[float, Meta(gt=0, le=366 * 86_400)] = 14 * 86_400.0
+    """How long they are kept."""
     poison_limit: Count = 2
     """How often a job that was tried alone may kill its worker before it is a dead letter."""
     remember_rejection_s: Duration = 60.0

@@ -116,7 +116,9 @@ class SeenHit(NamedTuple):
 
 
 HitWatcher = Callable[[Sequence[SeenHit]], None]
-"""Is told of hits of tasks that are `watched`, as they happen; it neither awaits nor takes long."""
+"""Is told of hits that are `watched` or `noted` by their task, and maybe others, as they happen.
+
+It neither awaits nor takes long."""
 
 
 class Flight:

@@ -55,7 +55,11 @@ class Landing:
     def serve(self, asks: Sequence[Ask], entry: Entry, source: Source, now: float) -> None:
         """Answer with a stored answer."""
         age_s = max(0.0, now - entry.born)
-        seen = [SeenHit(ask, entry, source, age_s) for ask in asks if ask.task.watched]
+        seen = [
+            SeenHit(ask, entry, source, age_s)
+            for ask in asks
+            if ask.task.watched or ask.key[0] in ask.task.noted
+        ]
         for watcher in self._watchers if seen else ():
             watcher(seen)
         for ask in asks:

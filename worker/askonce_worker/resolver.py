@@ -128,7 +128,7 @@ class Resolver:
                 worths[tenant] = worths.get(tenant, 0) + entry.worth
                 if entry.unread:
                     self._note_read(ask, entry, now)
-                if task.watched:
+                if task.watched or (task.noted and ask.key[0] in task.noted):
                     seen.append(SeenHit(ask, entry, "memory", now - entry.born))
                 ask.answered(entry, "memory", now - entry.born)
             elif ask.cacheable:

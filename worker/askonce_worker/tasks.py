@@ -8,6 +8,7 @@ from typing import Literal
 from askonce_worker.cache.key import KeyMaker
 from askonce_worker.cache.policy import Policy, demand_of
 from askonce_worker.cache.tags import task_tag, version_tag
+from askonce_worker.config import HitLogConfig
 from askonce_worker.models.protocol import Model, Prompt
 from askonce_worker.models.retry import RetryPolicy
 from askonce_worker.observe.money import FREE, Price
@@ -37,17 +38,22 @@ class Task:
     """A named classification: where its questions go, what is in their key, how long answers last.
 
     `normalize` is applied before the key is made and before the model is asked. `tags` are those of
-    all its answers, beside its own. `watched`: somebody wants to be told of its hits. `price`: of
-    a call.
+    all its answers, beside its own. `watched`: somebody wants to be told of all its hits; `noted`:
+    of those whose keys begin with one of these bytes (`hits/log.py`). `hit_log`: which of them
+    people get to see; None: none. `kept_out` says of the text of an input that a rule keeps it
+    from the cache; it is None as long as the task has no rules. `price`: of a call.
     """
 
     __slots__ = (
         "backend",
         "cacheable",
+        "hit_log",
+        "kept_out",
         "key_maker",
         "max_input_bytes",
         "name",
         "normalize",
+        "noted",
         "plain_control",
         "plain_demand",
         "policy",
@@ -80,6 +86,7 @@ class Task:
         tags: Sequence[str] = (),
         watched: bool = False,
         price: Price = FREE,
+        hit_log: HitLogConfig | None = None,
     ) -> None:
         self.name = name
         self.tag = task_tag(name)
@@ -98,7 +105,10 @@ class Task:
         self.remember_exhausted_s = remember_exhausted_s
         self.without_store: WithoutStore = without_store
         self.price = price
+        self.hit_log = hit_log if hit_log is not None and hit_log.share > 0 else None
         self.watched = watched or policy.verify_share > 0
+        self.noted: frozenset[int] = frozenset()
+        self.kept_out: Callable[[str], bool] | None = None
 
     def follow(self, policy: Policy) -> None:
         """Go by a policy from now on. What memory keeps by the old one is its owner's to drop."""

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from askonce_worker.cli import dead, invalidate_options
+from askonce_worker.cli import dead, hits, invalidate_options
 from askonce_worker.cli.arguments import (
     AsJson,
     Column,
@@ -259,6 +259,7 @@ def stats(
 
 app.command(epilog=invalidate_options.EXAMPLES)(invalidate_options.invalidate)
 app.add_typer(dead.app, name="dead")
+app.add_typer(hits.app, name="hits")
 
 
 @app.command(epilog=examples("askonce doctor askonce.toml", "askonce doctor askonce.toml --json"))

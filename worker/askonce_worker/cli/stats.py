@@ -18,7 +18,7 @@ from rich.text import Text
 from askonce_worker.cli import loop
 from askonce_worker.cli.loop import Failed, Signals
 from askonce_worker.cli.opened import opened
-from askonce_worker.cli.stats_checks import ChecksReader, Everything, checks
+from askonce_worker.cli.stats_checks import ChecksReader, Everything, checks, reviews
 from askonce_worker.cli.stats_money import accounts, money
 from askonce_worker.cli.stats_numbers import now, tasks, verdict, windows
 from askonce_worker.cli.stats_view import Section, View
@@ -29,7 +29,7 @@ EVERY_S = 1.0
 SECTIONS: tuple[tuple[Section, ...], ...] = (
     (windows, money),
     (verdict,),
-    (checks,),
+    (checks, reviews),
     (tasks, accounts),
     (now,),
 )
@@ -129,4 +129,4 @@ def shown(view: View) -> RenderableType:
 
 def _shown(options: Options, settings: Settings, state: Everything) -> RenderableType:
     prompts = {name: task.system or "" for name, task in settings.tasks.items()}
-    return shown(View(state, options.window, options.task, prompts, state.checks))
+    return shown(View(state, options.window, options.task, prompts, state.checks, state.reviews))

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
+from askonce_worker.hits.reviews import ReviewTotals
 from askonce_worker.observe.counters import Counts
 from askonce_worker.observe.figures import TaskTotals, TenantTotals, totals_of
 from askonce_worker.observe.totals import FleetState
@@ -32,6 +33,7 @@ class View(NamedTuple):
     task: str | None
     prompts: Mapping[str, str]
     checks: Mapping[str, TaskChecks] = {}
+    reviews: ReviewTotals | None = None
 
     def columns(self) -> dict[str, TaskTotals]:
         """Window → the figures of the task, or of all."""

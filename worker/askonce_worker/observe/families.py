@@ -174,4 +174,10 @@ BY_WORKER = (
         {"dead_letters_dropped": ""},
         by=(),
     ),
+    Family(
+        "askonce_logged_hits_dropped",
+        "Hits logged for review that gave way to newer ones (max_hits), or could not be written.",
+        {"hits_dropped": ""},
+        by=(),
+    ),
 )
