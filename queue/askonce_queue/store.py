@@ -293,7 +293,7 @@ class Store:
         wait = confirmation(config, replicas)
         if wait is None:
             return await self._ask(group, calls)
-        asked = [HISTORY, *calls, wait, HISTORY]
+        asked: list[Request] = [HISTORY, *calls, wait, HISTORY]
         before, *results, confirmed, after = await self._ask(group, asked, together=True)
         missing = unconfirmed(confirmed, config, replicas, before=before, after=after)
         if missing:

@@ -99,7 +99,7 @@ class SyncStore:
         wait = confirmation(self.config, self.config.wait_replicas)
         if wait is None:
             return self._ask(group, calls)
-        asked = [HISTORY, *calls, wait, HISTORY]
+        asked: list[Request] = [HISTORY, *calls, wait, HISTORY]
         before, *results, confirmed, after = self._ask(group, asked, together=True)
         missing = unconfirmed(
             confirmed, self.config, self.config.wait_replicas, before=before, after=after
