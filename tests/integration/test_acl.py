@@ -132,7 +132,6 @@ REFUSED: dict[str, list[tuple[str, ...]]] = {
         ("XADD", "jobs:{0}:default:interactive", "*", "v", "1"),
         ("XREAD", "STREAMS", "reply:{0}:shop", "0"),
         ("HGETALL", "lease:{0}"),
-        ("GETRANGE", "a:{0}:key", "0", "35"),
         ("SCAN", "0"),
         ("EVAL", "return redis.call('XLEN', KEYS[1])", "1", "jobs:{0}:default:bulk"),
     ],
