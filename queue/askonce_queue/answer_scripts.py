@@ -19,6 +19,8 @@ VALIDITY = (_LUA / "validity.lua").read_text()
 GLOBS = (_LUA / "globs.lua").read_text()
 MOST_GLOBS = 100
 """Globs remembered a shard; the oldest give way, and take with them all that is older."""
+KEY_MARK, GLOB_MARK = b"\0", b"\1"
+"""What stands before a key, and before a glob, among the tags: no tag begins so."""
 
 _LOOK_UP = Script("look_up", allow_oom=True, prelude=_NOW + VALIDITY)
 _MARK_READ = Script("mark_read", allow_oom=True)
@@ -28,6 +30,8 @@ _FILL = Script("fill", allow_oom=False, prelude=pressure.PRELUDE + VALIDITY)
 _RELEASE = Script("release", allow_oom=True)
 _NOTE_ATTEMPT = Script("note_attempt", allow_oom=True)
 _READ_STAMPS = Script("read_stamps", allow_oom=True)
+_PEEK_STAMPS = Script("peek_stamps", allow_oom=True)
+_SURVEY = Script("survey", allow_oom=True, prelude=_NOW + VALIDITY)
 _INVALIDATE = Script("invalidate", allow_oom=True, prelude=_NOW + GLOBS)
 _SWEEP_FILLS = Script("sweep_fills", allow_oom=True)
 _SWEEP_TAGS = Script("sweep_tags", allow_oom=True, prelude=_NOW + GLOBS)
@@ -169,6 +173,29 @@ def read_stamps(tag: str, *, seen_inv: int, most_tags: int) -> Call:
 def invalidate(tag: str, *, everything: bool, tags: Sequence[bytes | str]) -> Call:
     keys = [names.stamps(tag), names.last(tag)]
     return Call(_INVALIDATE, keys, ["1" if everything else "0", MOST_GLOBS, *tags])
+
+
+def peek_stamps(tag: str, tags: Sequence[bytes | str]) -> Call:
+    return Call(_PEEK_STAMPS, [names.stamps(tag), names.last(tag)], tags)
+
+
+def survey(
+    tag: str,
+    digests: Sequence[bytes],
+    *,
+    base: bytes = b"",
+    before: Sequence[tuple[bytes | str, bytes]] = (),
+) -> Call:
+    """`base` and `before` (tag, key or glob → its stamp): as `peek_stamps` told them."""
+    prefix = names.answer_prefix(tag)
+    args: list[Arg] = [base]
+    for member, stamp in before:
+        args += (member, stamp)
+    return Call(
+        _SURVEY,
+        [names.stamps(tag), names.last(tag), *[prefix + digest for digest in digests]],
+        args,
+    )
 
 
 def sweep_leases(tag: str, *, cursor: int, count: int, grace_ms: int) -> Call:

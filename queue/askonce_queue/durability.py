@@ -1,10 +1,14 @@
 """Waiting until a write survives its server: WAIT for replicas, WAITAOF for disks.
 
-Both speak of what their own connection wrote before them, so they go in the same pipeline.
+Both speak of what their own connection wrote before them, so they go in the same pipeline. And both
+compare offsets, which say something within one history only: a server that loses its shard to a
+replica while somebody waits, and gets it back, may confirm what it has thrown away in between
+(Valkey 9.1 does). So the history is read before and after, and must be the same.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +22,11 @@ _CANNOT = {
     "unknown command 'WAITAOF'": "wait_fsync needs Redis 7.2 or Valkey 7.2, or newer",
 }
 """What a server says that cannot confirm anything → what to do about it."""
+
+
+HISTORY = Plain(("INFO", "replication"))
+"""Names the history of a server's data; it gets a new one with every change of the primary."""
+_HISTORY = re.compile(rb"^master_replid:(\w+)", re.MULTILINE)
 
 
 class NotConfirmed(RedisError):
@@ -40,19 +49,33 @@ def replicas_of(role: Sequence[Any]) -> int:
     return len(role[2]) if role[0] == b"master" else 1
 
 
-def unconfirmed(reply: Any, config: StoreConfig, replicas: int) -> str:
-    """What is wrong with the reply to `confirmation`; '' if nothing is."""
-    if isinstance(reply, Exception):
-        for refusal, remedy in _CANNOT.items():
-            if refusal in str(reply):
-                return remedy
-        return f"whether replicas have it is unknown: {reply}"
+def unconfirmed(reply: Any, config: StoreConfig, replicas: int, *, before: Any, after: Any) -> str:
+    """What is wrong with the reply to `confirmation`; '' if nothing is.
+
+    `before` and `after`: the replies to `HISTORY` around what is to be confirmed.
+    """
+    changed = _changed(before, after)
+    if changed or isinstance(reply, Exception):
+        return changed or _refused(reply)
     within = f"within {config.confirm_s:g} s"
-    if not config.wait_fsync:
-        if int(reply) >= replicas:
-            return ""
-        return f"{int(reply)} of {replicas} replicas confirmed {within}"
-    local, others = int(reply[0]), int(reply[1])
-    if local < 1:
+    confirmed = int(reply[1] if config.wait_fsync else reply)
+    if config.wait_fsync and int(reply[0]) < 1:
         return f"the primary's disk did not confirm {within}"
-    return "" if others >= replicas else f"{others} of {replicas} replicas confirmed {within}"
+    return "" if confirmed >= replicas else f"{confirmed} of {replicas} replicas confirmed {within}"
+
+
+def _changed(before: Any, after: Any) -> str:
+    """Whether the server may have thrown away what it was told in between."""
+    for told in (before, after):
+        if isinstance(told, Exception):
+            return f"whether the server has kept it is unknown: {told}"
+    if _HISTORY.findall(before) != _HISTORY.findall(after):
+        return "the shard went to another server meanwhile"
+    return ""
+
+
+def _refused(error: Exception) -> str:
+    for refusal, remedy in _CANNOT.items():
+        if refusal in str(error):
+            return remedy
+    return f"whether replicas have it is unknown: {error}"

@@ -15,12 +15,17 @@ them together. Job shards and answer shards share the table of tags but not thei
 | `dead:{tag}:pool` | stream | dead letters, bounded |
 | `clients:{tag}` | hash | client name → token and deadline of its live holder |
 | `a:{tag}:<digest>` | string | one answer: header and body; the only keys with a TTL |
-| `stamp:{tag}` | hash | `inv`, `base`, `max_ttl_ms` of an answer shard |
-| `last:{tag}` | sorted set | tag → stamp of its last invalidation |
+| `stamp:{tag}` | hash | `inv`, `base`, `key`, `max_ttl_ms` of an answer shard; invalidated globs |
+| `last:{tag}` | sorted set | tag, or key → stamp of its last invalidation |
 | `lease:{tag}` | hash | digest → fill lease |
 | `tries:{tag}` | hash | digest → attempts, remembered rejections |
 | `memory:{tag}` | string | what was last found of the server's memory, see `pressure.lua` |
 | `stats:{tag}` | hash | counters flushed by workers |
+| `windows:{tag}` | sorted set | names of buckets of time → when they may go, ms |
+| `window:{tag}:<bucket>` | hash | the same counters, of one bucket of time |
+| `hits:{tag}` | stream | a sample of hits, redacted, for people to judge |
+| `reviews:{tag}` | stream | what people said of them |
+| `rules:{tag}` | hash | id → inputs that are kept from the cache; on the first shard |
 | `askonce:meta` | hash | the number of shards |
 
 Only answers have a TTL, so everything else has a bound, or a sweep (`pool/sweep.py` of the worker):
@@ -36,12 +41,17 @@ Only answers have a TTL, so everything else has a bound, or a sweep (`pool/sweep
 | `dead:` | `max_dead`: the oldest are dropped, and counted |
 | `clients:` | one a client; swept `client_retain_s` after it was last seen |
 | `a:` | its TTL; evicted when memory is full |
-| `stamp:` | three fields |
+| `stamp:` | four fields and 100 globs; swept as `last:` |
 | `last:` | swept after the longest TTL; beyond a million the oldest, with the answers before them |
 | `lease:` | the flight slots of live workers; swept 6 lease TTLs after its end |
 | `tries:` | swept at the end of what is remembered |
 | `memory:` | one short record |
 | `stats:` | beyond 10,000 fields those of some tasks are added up in one |
+| `windows:` | one a bucket; swept when its time is over, at most some 170 |
+| `window:` | 4,000 fields; further tasks are added up in one; swept with its name |
+| `hits:` | `max_hits`: the oldest are dropped, and counted; swept after `hit_retain_s` |
+| `reviews:` | 10,000: the oldest are dropped |
+| `rules:` | 100, in the script that adds one |
 """
 
 from __future__ import annotations
@@ -113,3 +123,24 @@ def memory(tag: str) -> bytes:
 
 def stats(tag: str) -> bytes:
     return f"stats:{{{tag}}}".encode()
+
+
+def windows(tag: str) -> bytes:
+    return f"windows:{{{tag}}}".encode()
+
+
+def window_prefix(tag: str) -> bytes:
+    """The part of a bucket's key before its name, `size in s:number`."""
+    return f"window:{{{tag}}}:".encode()
+
+
+def hits(tag: str) -> bytes:
+    return f"hits:{{{tag}}}".encode()
+
+
+def reviews(tag: str) -> bytes:
+    return f"reviews:{{{tag}}}".encode()
+
+
+def rules(tag: str) -> bytes:
+    return f"rules:{{{tag}}}".encode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from askonce_queue import names, pressure
+from askonce_queue import buckets, names, pressure
 from askonce_queue.scripts import Arg, Call, Script
 
 _ENQUEUE = Script("enqueue", allow_oom=True, prelude=pressure.PRELUDE)
@@ -31,7 +31,11 @@ _MEASURE = Script("measure", allow_oom=True, prelude=pressure.PRELUDE)
 _COUNT = Script("count", allow_oom=True)
 _SWEEP_OWED = Script("sweep_owed", allow_oom=True)
 _SWEEP_STATS = Script("sweep_stats", allow_oom=True)
+_SWEEP_WINDOWS = Script("sweep_windows", allow_oom=True)
 _RETRY_DEAD = Script("retry_dead", allow_oom=False)
+_LOG_HITS = Script("log_hits", allow_oom=False)
+_SWEEP_HITS = Script("sweep_hits", allow_oom=True)
+_ADD_RULE = Script("add_rule", allow_oom=True)
 
 
 LANES = ("interactive", "bulk")
@@ -74,6 +78,21 @@ class SettleGroup(NamedTuple):
     address: str
     replies: bytes
     jobs: Sequence[tuple[bytes, str]]
+
+
+class LoggedHit(NamedTuple):
+    """A hit as it is logged, redacted: `key` in hexadecimal, `answer` as JSON.
+
+    `input` and `tenant` are "" where they are not kept.
+    """
+
+    key: str
+    task: str
+    source: str
+    age_ms: int
+    answer: bytes
+    input: str
+    tenant: str
 
 
 def owner_of(address: str) -> str:
@@ -231,8 +250,14 @@ def count_solo(lane: Lane, entry_id: bytes, token: str) -> Call:
     return Call(_COUNT_SOLO, [key], [solo_field(lane, entry_id), token])
 
 
-def count(tag: str, counts: Mapping[str, int]) -> Call:
-    return Call(_COUNT, [names.stats(tag)], [word for pair in counts.items() for word in pair])
+def count(
+    tag: str, counts: Mapping[str, int], *, at_ms: int = 0, most_fields: int = buckets.MOST_FIELDS
+) -> Call:
+    """`at_ms`: when it happened, server Unix ms; 0: now. `most_fields`: of a bucket."""
+    where: list[Arg] = [names.windows(tag), names.window_prefix(tag)]
+    bounds: list[Arg] = [most_fields, buckets.OTHERS, buckets.SIZES_TEXT]
+    pairs = [word for pair in counts.items() for word in pair]
+    return Call(_COUNT, [names.stats(tag)], [at_ms, *where, *bounds, *pairs])
 
 
 def solo_field(lane: Lane, entry_id: bytes) -> str:
@@ -278,6 +303,10 @@ def sweep_stats(tag: str, *, cursor: int, count: int, most: int, others: str) ->
     return Call(_SWEEP_STATS, [names.stats(tag)], [cursor, count, most, others])
 
 
+def sweep_windows(tag: str, *, count: int) -> Call:
+    return Call(_SWEEP_WINDOWS, [names.windows(tag)], [count, names.window_prefix(tag)])
+
+
 def retry_dead(
     lane: Lane, letter: bytes, *, record: str, address: str, max_backlog: int, max_unread: int
 ) -> Call:
@@ -292,3 +321,18 @@ def retry_dead(
         ],
         [letter, lane.lane, record, address, max_backlog, max_unread],
     )
+
+
+def log_hits(tag: str, max_hits: int, hits: Sequence[LoggedHit]) -> Call:
+    args: list[Arg] = [max_hits]
+    for hit in hits:
+        args += hit
+    return Call(_LOG_HITS, [names.hits(tag)], args)
+
+
+def sweep_hits(tag: str, retain_ms: int) -> Call:
+    return Call(_SWEEP_HITS, [names.hits(tag)], [retain_ms])
+
+
+def add_rule(tag: str, rule_id: str, rule: bytes, most: int) -> Call:
+    return Call(_ADD_RULE, [names.rules(tag)], [most, rule_id, rule])

@@ -27,7 +27,13 @@ from redis.exceptions import RedisError
 
 from askonce_queue.breaker import Breaker
 from askonce_queue.connections import Endpoint, Role, Words
-from askonce_queue.durability import NotConfirmed, confirmation, replicas_of, unconfirmed
+from askonce_queue.durability import (
+    HISTORY,
+    NotConfirmed,
+    confirmation,
+    replicas_of,
+    unconfirmed,
+)
 from askonce_queue.exchange import Exchange, Next, Request
 from askonce_queue.scripts import Arg, Call, Plain
 from askonce_queue.shards import shard_tags
@@ -287,8 +293,9 @@ class Store:
         wait = confirmation(config, replicas)
         if wait is None:
             return await self._ask(group, calls)
-        *results, confirmed = await self._ask(group, [*calls, wait], together=True)
-        missing = unconfirmed(confirmed, config, replicas)
+        asked: list[Request] = [HISTORY, *calls, wait, HISTORY]
+        before, *results, confirmed, after = await self._ask(group, asked, together=True)
+        missing = unconfirmed(confirmed, config, replicas, before=before, after=after)
         if missing:
             return [r if isinstance(r, Exception) else NotConfirmed(missing) for r in results]
         return results

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from askonce_queue.breaker import Breaker
 from askonce_queue.connections import Role, SyncEndpoint
-from askonce_queue.durability import NotConfirmed, confirmation, unconfirmed
+from askonce_queue.durability import HISTORY, NotConfirmed, confirmation, unconfirmed
 from askonce_queue.exchange import Exchange, Next, Request
 from askonce_queue.scripts import Arg, Call, Plain
 from askonce_queue.shards import shard_tags
@@ -99,8 +99,11 @@ class SyncStore:
         wait = confirmation(self.config, self.config.wait_replicas)
         if wait is None:
             return self._ask(group, calls)
-        *results, confirmed = self._ask(group, [*calls, wait], together=True)
-        missing = unconfirmed(confirmed, self.config, self.config.wait_replicas)
+        asked: list[Request] = [HISTORY, *calls, wait, HISTORY]
+        before, *results, confirmed, after = self._ask(group, asked, together=True)
+        missing = unconfirmed(
+            confirmed, self.config, self.config.wait_replicas, before=before, after=after
+        )
         if missing:
             return [r if isinstance(r, Exception) else NotConfirmed(missing) for r in results]
         return results

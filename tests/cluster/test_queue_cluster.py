@@ -294,6 +294,24 @@ async def test_a_fleet_under_load(
         await disturb(store_cluster, load)
 
 
+async def test_a_stopped_primary_is_given_back_what_it_lost(store_cluster: Cluster) -> None:
+    """What it is told as it wakes up is thrown away while the tellers wait for replicas.
+
+    They must not be told that replicas have it by what those confirm later, of another history.
+    """
+    patient = {"timeout_s": 20.0, "wait_timeout_s": 15.0}
+    config = cluster_config(store_cluster, wait_replicas=1, **patient)
+    async with worker_on(config, EchoModel()).running(), load_on(config) as load:
+        for tag in (TAGS[0], TAGS[3]):
+            stopped = await store_cluster.primary_of(tag)
+            stopped.pause()
+            await store_cluster.wait_new_primary(tag, stopped)
+            stopped.resume()
+            await store_cluster.wait_healthy()
+            await store_cluster.fail_over(tag, "TAKEOVER")
+            await load.some_more(50)
+
+
 # --- one silent primary ----------------------------------------------------------------------
 
 KEY_MAKER: KeyMaker = echo_tasks(EchoModel())["echo"].key_maker

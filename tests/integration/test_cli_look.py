@@ -81,7 +81,7 @@ async def test_stats_count_workers_that_are_alive_and_dead_letters(
     await store.hset(beats, "dead", "1000")
     await store.hset(beats, "alive", "99999999999999")
     await store.xadd(names.dead("0", "default").decode(), {"code": "poison"})
-    await store.hset(names.stats("0").decode(), "odd|task|memory", "3")
+    await store.hset(names.stats("0").decode(), "odd%7Ctask|memory", "3")
     fleet = Store(store_url)
     state = await read_fleet(fleet, "default")
     await fleet.aclose()

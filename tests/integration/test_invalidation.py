@@ -16,6 +16,7 @@ import redis.asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from askonce_queue import answer_scripts, names
+from askonce_queue.answer_scripts import GLOB_MARK, KEY_MARK
 from askonce_queue.connections import connect
 from askonce_queue.embedded import EmbeddedStore
 from askonce_queue.scripts import run_many
@@ -39,9 +40,9 @@ OTHER_TOKEN = b"someone else's !"
 
 
 async def invalidate(
-    store: redis.asyncio.Redis, *tags: str, everything: bool = False, shards: int = 1
+    store: redis.asyncio.Redis, *tags: str | bytes, everything: bool = False, shards: int = 1
 ) -> None:
-    """On every shard, as the command does it."""
+    """On every shard, as the command does it; keys and globs as the script takes them."""
     calls = [
         answer_scripts.invalidate(tag, everything=everything, tags=tags)
         for tag in shard_tags(shards)
@@ -73,7 +74,7 @@ def is_asked(model: StepModel) -> bool:
 
 
 @pytest.mark.parametrize("shards", [1, 4])
-@pytest.mark.parametrize("what", ["tag", "task", "everything"])
+@pytest.mark.parametrize("what", ["tag", "task", "keys", "glob", "glob of tasks", "everything"])
 async def test_what_is_invalidated_is_asked_again(
     store: redis.asyncio.Redis, store_url: str, what: str, shards: int
 ) -> None:
@@ -84,7 +85,15 @@ async def test_what_is_invalidated_is_asked_again(
         for text in texts:
             await ask(resolver, task, text, tags=["red"])
         model.label = "b"
-        tags = {"tag": ["red"], "task": [task.tag], "everything": []}[what]
+        ways: dict[str, list[str | bytes]] = {
+            "tag": ["red"],
+            "task": [task.tag],
+            "keys": [KEY_MARK + task.key_maker.text_key(text) for text in texts],
+            "glob": [GLOB_MARK + b"r*"],
+            "glob of tasks": [GLOB_MARK + b"task:*"],
+            "everything": [],
+        }
+        tags = ways[what]
         await invalidate(store, *tags, everything=what == "everything", shards=shards)
         await seen(resolver)
         for text in texts:
@@ -99,8 +108,11 @@ async def test_what_is_not_invalidated_stays(store: redis.asyncio.Redis, store_u
     task, other = make_task(model), make_task(model, "other")
     async with resolvers_on(store_url, 2) as (first, second):
         await ask(first, task, "red", tags=["red"])
-        await ask(first, task, "blue", tags=["blue"])
-        await invalidate(store, "red", "unknown", other.tag)
+        await ask(first, task, "blue", tags=["blues"])
+        key = other.key_maker.text_key("unknown")
+        await invalidate(
+            store, "red", "unknown", other.tag, KEY_MARK + key, GLOB_MARK + b"*e", GLOB_MARK + b"?"
+        )
         await seen(first)
         assert (await ask(first, task, "blue")).source == "memory"
         assert (await ask(second, task, "blue")).source == "store"
@@ -128,8 +140,12 @@ async def test_the_askers_tags_count_too(store: redis.asyncio.Redis, store_url: 
 async def test_an_answer_carries_the_tags_of_all_who_waited(
     store: redis.asyncio.Redis, store_url: str
 ) -> None:
-    """A leads with one tag, B joins with another: either one takes the answer away."""
-    for invalidated in ("of A", "of B"):
+    """A leads with one tag, B joins with another: either one takes the answer away.
+
+    So does its key, and so does a glob that matches either.
+    """
+    key = make_task(StepModel()).key_maker.text_key("x")
+    for invalidated in ("of A", "of B", KEY_MARK + key, GLOB_MARK + b"*A", GLOB_MARK + b"of B*"):
         model = StepModel(closed=True)
         task = make_task(model)
         async with resolvers_on(store_url, 2) as (first, second):
@@ -243,7 +259,10 @@ async def test_an_answer_with_the_tags_of_very_many_askers(
 # --- flights ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["tag of the leader", "tag of a joiner", "task", "everything"])
+@pytest.mark.parametrize(
+    "what",
+    ["tag of the leader", "tag of a joiner", "task", "key", "glob of a joiner", "everything"],
+)
 async def test_a_flight_under_way_is_fenced(
     store: redis.asyncio.Redis, store_url: str, what: str
 ) -> None:
@@ -253,7 +272,13 @@ async def test_a_flight_under_way_is_fenced(
         waiters = [Waiter(task, "x", tags=["a"]), Waiter(task, "x", tags=["b"])]
         first.resolve(waiters)
         await eventually(lambda: model.in_flight == 1)
-        tags = {"tag of the leader": ["a"], "tag of a joiner": ["b"], "task": [task.tag]}
+        tags: dict[str, list[str | bytes]] = {
+            "tag of the leader": ["a"],
+            "tag of a joiner": ["b"],
+            "task": [task.tag],
+            "key": [KEY_MARK + waiters[0].key],
+            "glob of a joiner": [GLOB_MARK + b"b*"],
+        }
         await invalidate(store, *tags.get(what, []), everything=what == "everything")
         model.open()
         for waiter in waiters:  # they asked before
@@ -455,7 +480,8 @@ async def test_the_loss_of_all_answers_under_a_flight(
             pass
 
 
-async def test_it_survives_a_restart_of_everything(state_folder: Path) -> None:
+@pytest.mark.parametrize("how", ["tag", "key", "glob"])
+async def test_it_survives_a_restart_of_everything(state_folder: Path, how: str) -> None:
     model = StepModel("old")
     task = make_task(model)
     async with EmbeddedStore(state_folder, maxmemory="64mb") as embedded:
@@ -463,7 +489,9 @@ async def test_it_survives_a_restart_of_everything(state_folder: Path) -> None:
         async with resolver_on(embedded.url) as resolver:
             for text in ("red", "kept"):
                 await ask(resolver, task, text, tags=[text])
-        await invalidate(client, "red")
+        key = KEY_MARK + task.key_maker.text_key("red")
+        ways: dict[str, str | bytes] = {"tag": "red", "key": key, "glob": GLOB_MARK + b"re?"}
+        await invalidate(client, ways[how])
         await client.aclose()
     # The last one out stopped the server; the next one starts it on its log.
     async with (
@@ -476,7 +504,8 @@ async def test_it_survives_a_restart_of_everything(state_folder: Path) -> None:
         assert (await ask(resolver, task, "red")).label == "new"
 
 
-async def test_a_restart_under_a_flight(state_folder: Path) -> None:
+@pytest.mark.parametrize("how", ["tag", "key", "glob"])
+async def test_a_restart_under_a_flight(state_folder: Path, how: str) -> None:
     """Its lease and its stamp are in the log: the flight fills, unless it was invalidated."""
     model = StepModel("old", closed=True)
     task = make_task(model)
@@ -486,7 +515,9 @@ async def test_a_restart_under_a_flight(state_folder: Path) -> None:
         waiters = [Waiter(task, text, tags=[text]) for text in ("red", "kept")]
         resolver.resolve(waiters)
         await eventually(lambda: model.in_flight == 2)
-        await invalidate(client, "red")
+        key = KEY_MARK + waiters[0].key
+        ways: dict[str, str | bytes] = {"tag": "red", "key": key, "glob": GLOB_MARK + b"re?"}
+        await invalidate(client, ways[how])
         with suppress(RedisConnectionError):
             await client.execute_command("SHUTDOWN")
         await client.connection_pool.disconnect()

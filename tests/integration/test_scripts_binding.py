@@ -26,7 +26,7 @@ from askonce_queue import answer_scripts, names, queue_scripts, scripts
 from askonce_queue.answer_scripts import Fill, Release
 from askonce_queue.connections import connect, connect_sync
 from askonce_queue.embedded import EmbeddedStore
-from askonce_queue.queue_scripts import Lane, SettleGroup
+from askonce_queue.queue_scripts import Lane, LoggedHit, SettleGroup
 from askonce_queue.scripts import Call, Script, run, run_many, run_sync
 from askonce_queue.store_config import StoreConfig
 from tests.support.embedded_server import server_pid
@@ -38,13 +38,14 @@ NAMES = sorted(
     path.name.removesuffix(".lua") for path in LUA.iterdir() if path.name.endswith(".lua")
 )
 SCRIPTS = [name for name in NAMES if name not in PRELUDES]
-REFUSED_WITHOUT_MEMORY = {"fill", "retry_dead"}
+REFUSED_WITHOUT_MEMORY = {"fill", "retry_dead", "log_hits"}
 """Enqueue keeps a bound of its own; everything else keeps the system alive without memory."""
 
 LANE = Lane("0", "default", "interactive")
 BULK = Lane("0", "default", "bulk")
 X, Y = b"x" * 32, b"y" * 32
 HOLDER = "t"
+HIT = LoggedHit("00", "task", "store", 1, b"{}", "input", "")
 TOKEN, OTHER = b"0123456789abcdef", b"fedcba9876543210"
 
 
@@ -114,6 +115,7 @@ class Stub:
 
 
 STUBS: dict[str, list[Stub]] = {
+    "add_rule": [Stub(1, 3, 0, 0, lambda _: queue_scripts.add_rule("0", "id", b"{}", 5))],
     "beat": [Stub(1, 2, 0, 0, lambda _: queue_scripts.beat("0", "default", "w", 5))],
     "bury": [Stub(5, 10, 0, 2, bury_of)],
     "claim": [Stub(2, 4, 0, 0, lambda _: queue_scripts.claim(LANE, "w", 5))],
@@ -121,7 +123,7 @@ STUBS: dict[str, list[Stub]] = {
     "defer": [Stub(3, 5, 0, 2, lambda n: queue_scripts.defer(LANE, 5, [(b"1-1", "c/j")] * n))],
     "ensure_group": [Stub(1, 1, 0, 0, lambda _: queue_scripts.ensure_group(LANE))],
     "record_shards": [Stub(1, 1, 0, 0, lambda _: queue_scripts.record_shards(1))],
-    "count": [Stub(1, 2, 0, 2, lambda n: queue_scripts.count("0", {str(i): 1 for i in range(n)}))],
+    "count": [Stub(1, 8, 0, 2, lambda n: queue_scripts.count("0", {str(i): 1 for i in range(n)}))],
     "count_solo": [Stub(1, 2, 0, 0, lambda _: queue_scripts.count_solo(LANE, b"1-1", "t"))],
     "enqueue": [Stub(6, 10, 0, 2, enqueue_of)],
     "fill": [Stub(6, 6, 1, 5, lambda n: answer_scripts.fill("0", [fill_of(X), fill_of(Y)][:n]))],
@@ -133,6 +135,7 @@ STUBS: dict[str, list[Stub]] = {
     "leave": [
         Stub(2, 3, 1, 0, lambda n: queue_scripts.leave([LANE, BULK][:n], "w", only_if_dead=True))
     ],
+    "log_hits": [Stub(1, 8, 0, 7, lambda n: queue_scripts.log_hits("0", 5, [HIT] * n))],
     "look_up": [Stub(5, 4, 1, 1, look_up_of)],
     "mark_read": [Stub(1, 1, 1, 1, lambda n: answer_scripts.mark_read("0", [(X, 1.0)] * n))],
     "measure": [Stub(1, 0, 0, 0, lambda _: queue_scripts.measure("0"))],
@@ -150,6 +153,7 @@ STUBS: dict[str, list[Stub]] = {
     "read_stamps": [
         Stub(2, 2, 0, 0, lambda _: answer_scripts.read_stamps("0", seen_inv=0, most_tags=5))
     ],
+    "peek_stamps": [Stub(2, 1, 0, 1, lambda n: answer_scripts.peek_stamps("0", ["a", "b"][:n]))],
     "release": [Stub(2, 5, 0, 5, lambda n: answer_scripts.release("0", [Release(X, TOKEN)] * n))],
     "release_name": [Stub(3, 2, 0, 0, lambda _: queue_scripts.release_name("0", "c", "t"))],
     "renew": [
@@ -167,6 +171,10 @@ STUBS: dict[str, list[Stub]] = {
         )
     ],
     "settle": [Stub(4, 6, 1, 5, settle_of)],
+    "survey": [
+        Stub(3, 3, 1, 2, lambda n: answer_scripts.survey("0", [X] * n, before=[("a", b"1")] * n))
+    ],
+    "sweep_hits": [Stub(1, 1, 0, 0, lambda _: queue_scripts.sweep_hits("0", 5))],
     "sweep_clients": [
         Stub(
             2,
@@ -192,6 +200,7 @@ STUBS: dict[str, list[Stub]] = {
         )
     ],
     "sweep_tags": [Stub(2, 3, 0, 0, lambda _: answer_scripts.sweep_tags("0", count=9, most=5))],
+    "sweep_windows": [Stub(1, 2, 0, 0, lambda _: queue_scripts.sweep_windows("0", count=9))],
     "take_over": [
         Stub(
             2,
@@ -328,7 +337,11 @@ async def test_it_runs_on_the_real_server(
         await run(store, stub.call(count))  # on an empty store, and on what that left
     keys = await all_keys(store)
     assert {key.split(b":")[0] for key in keys} <= {
-        key.split(b":")[0] for key in [*stub.call(1).keys, LANE.stream, names.clients("0")]
+        key.split(b":")[0]
+        for key in [
+            *(*stub.call(1).keys, LANE.stream),
+            *(names.clients("0"), names.windows("0"), names.window_prefix("0")),
+        ]
     }
 
 

@@ -9,10 +9,10 @@ import pytest
 import redis.asyncio
 
 from askonce_queue import Client, Job, answer_scripts, names
+from askonce_queue.buckets import OTHERS
 from askonce_queue.scripts import run, send
 from askonce_queue.store import Store as AskonceStore
 from askonce_worker.pool import sweep
-from askonce_worker.pool.sweep import OTHERS
 from tests.support.leftovers import (
     BEATS,
     CLIENTS,
@@ -281,7 +281,7 @@ class TestTotals:
     ) -> None:
         monkeypatch.setattr(sweep, "MOST_TOTALS", most)
         fields = {f"task {n}|{name}": n for n in range(200) for name in ("memory", "model")}
-        fields |= {"*|jobs_settled": 7, "*|jobs_buried": 2, "odd|task|memory": 1}
+        fields |= {"*|jobs_settled": 7, "*|jobs_buried": 2, "odd%7Ctask|memory": 1}
         await fill_hash(store, STATS, fields)
         await sweep_all(askonce_store)
         found: dict[bytes, bytes] = await send(store, "HGETALL", STATS)

@@ -1,8 +1,8 @@
 """Answer shards against their model: invariants 2, 3 and 9, whatever happens in whatever order.
 
 Workers look up, lease, take over, renew, fill, give up, and die with what they know; zombies act on
-rights they lost long ago; replies are lost, requests arrive twice or late; tags are invalidated,
-leases expire, the shard loses its answers, its leases, its stamps, or all of it.
+rights they lost long ago; replies are lost, requests arrive twice or late; tags, keys and globs are
+invalidated, leases expire, the shard loses its answers, its leases, its stamps, or all of it.
 """
 
 # pyright: reportPrivateUsage=false
@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from askonce_queue import answer_scripts, names
-from askonce_queue.answer_scripts import Fill, Release
+from askonce_queue.answer_scripts import GLOB_MARK, KEY_MARK, Demand, Fill, Release
 from askonce_queue.connections import connect_sync
 from tests.model.effort import TIMEOUT, effort
 from tests.model.model_answers import AnswerModel, Lease, Tries, tag_set
@@ -46,6 +46,9 @@ pytestmark = TIMEOUT
 
 KEYS = tuple(bytes([letter]) * 32 for letter in b"xy")
 TAG_TEXTS = ("", "a", "b", "a\nb")
+GLOBS = ("*", "a*", "*b", "?")
+MOST_GLOBS = 2
+"""Few, so that globs are given up."""
 LEASE_MS = 10_000
 GRACE_MS = 60_000
 MINUTE_MS = 60_000
@@ -54,6 +57,18 @@ PAUSES_MS = (1, 500, 1_000, LEASE_MS, LEASE_MS + 1, 5 * MINUTE_MS, 90 * MINUTE_M
 
 keys = st.sampled_from(KEYS)
 tag_texts = st.sampled_from(TAG_TEXTS)
+DEMANDS = (
+    ANY,
+    Demand(),
+    Demand(spare=True),
+    Demand(cached_only=True),
+    Demand(anew=True),
+    Demand(anew=True, spare=True),
+    Demand(max_age_ms=MINUTE_MS, spare=True),
+    Demand(least_left_ms=2 * MINUTE_MS),
+)
+Asked = tuple[bytes, str, Demand]
+asked_most = st.lists(st.tuples(keys, tag_texts, st.sampled_from(DEMANDS)), min_size=1, max_size=4)
 picks = st.integers(0, 999)
 """Picks one of however many there are, so that what is drawn never depends on the server."""
 
@@ -106,20 +121,16 @@ class AnswerMachine(RuleBasedStateMachine):
     @rule(digest=keys, tags=tag_texts)
     def compute(self, digest: bytes, tags: str) -> None:
         """All as it should be."""
-        self.look_up_most([(digest, tags)], 1, Fate.FINE)
+        self.look_up_most([(digest, tags, ANY)], 1, Fate.FINE)
         if self.flights and self.flights[-1].digest == digest:
             self.fill([(1, tags)], 5 * MINUTE_MS, 0, Fate.FINE)
 
     @rule(asked=st.lists(st.tuples(keys, tag_texts), min_size=1, max_size=4), fate=FATES)
     def look_up(self, asked: list[tuple[bytes, str]], fate: Fate) -> None:
-        self.look_up_most(asked, len(asked), fate)
+        self.look_up_most([(*one, ANY) for one in asked], len(asked), fate)
 
-    @rule(
-        asked=st.lists(st.tuples(keys, tag_texts), min_size=1, max_size=4),
-        most=st.integers(0, 2),
-        fate=FATES,
-    )
-    def look_up_most(self, asked: list[tuple[bytes, str]], most: int, fate: Fate) -> None:
+    @rule(asked=asked_most, most=st.integers(0, 2), fate=FATES)
+    def look_up_most(self, asked: list[Asked], most: int, fate: Fate) -> None:
         token = self.new_token()
         raws: list[Sequence[bytes]] = []
 
@@ -132,9 +143,9 @@ class AnswerMachine(RuleBasedStateMachine):
             token=token,
             lease_ms=LEASE_MS,
             max_new_leases=most,
-            digests=[digest for digest, _ in asked],
-            asker_tags=[tags for _, tags in asked],
-            demands=dict.fromkeys(range(len(asked)), ANY.pack()),
+            digests=[digest for digest, _, _ in asked],
+            asker_tags=[tags for _, tags, _ in asked],
+            demands={number: demand.pack() for number, (_, _, demand) in enumerate(asked)},
         )
         told = self.wire.send(
             call, lambda: self.model.look_up(token, LEASE_MS, most, asked), read, fate
@@ -143,8 +154,8 @@ class AnswerMachine(RuleBasedStateMachine):
             self.note_stamps(asked, one)
         if told is None:
             return
-        for (digest, _), raw, result in zip(asked, raws[-1][2:], told, strict=True):
-            if result.kind in "LS":
+        for (digest, _, _), raw, result in zip(asked, raws[-1][2:], told, strict=True):
+            if result.kind in "LSX":
                 lease = self.model.leases[digest]
                 built = read_result(raw).built
                 self.fly(Flight(digest, token, built, lease.moment, result.attempt))
@@ -212,7 +223,7 @@ class AnswerMachine(RuleBasedStateMachine):
         kept = self.model.answers[digest]
         ttl_ms = kept.fresh_until_ms - self.model.now_ms
         for watcher in self.watchers if ttl_ms > 0 else ():
-            watcher.remember(built, moment, kept.tags, ttl_ms)
+            watcher.remember(digest, built, moment, kept.tags, ttl_ms)
 
     @precondition(lambda self: self.flights)
     @rule(
@@ -258,7 +269,7 @@ class AnswerMachine(RuleBasedStateMachine):
     @rule(count=st.sampled_from([1, 500]), most=st.sampled_from([1, 500]), fate=FATES)
     def sweep_tags(self, count: int, most: int, fate: Fate) -> None:
         call = answer_scripts.sweep_tags(TAG, count=count, most=most)
-        self.wire.send(call, lambda: self.model.sweep_tags(count, most), second, fate)
+        self.wire.send(call, lambda: self.model.sweep_tags(count, most, MOST_GLOBS), second, fate)
 
     @rule(number=picks, heard=st.booleans())
     def watch(self, number: int, heard: bool) -> None:
@@ -268,11 +279,22 @@ class AnswerMachine(RuleBasedStateMachine):
 
     @rule(tags=tag_texts, everything=st.booleans(), fate=FATES)
     def invalidate(self, tags: str, everything: bool, fate: Fate) -> None:
-        some = sorted(tag_set(tags))
+        self.invalidate_members([tag.encode() for tag in sorted(tag_set(tags))], everything, fate)
+
+    @rule(tags=tag_texts, some=st.lists(keys, min_size=1, unique=True), fate=FATES)
+    def invalidate_keys(self, tags: str, some: list[bytes], fate: Fate) -> None:
+        members = [tag.encode() for tag in sorted(tag_set(tags))]
+        self.invalidate_members([*members, *(KEY_MARK + key for key in some)], False, fate)
+
+    @rule(glob=st.sampled_from(GLOBS), fate=FATES)
+    def invalidate_glob(self, glob: str, fate: Fate) -> None:
+        self.invalidate_members([GLOB_MARK + glob.encode()], False, fate)
+
+    def invalidate_members(self, some: list[bytes], everything: bool, fate: Fate) -> None:
         call = answer_scripts.invalidate(TAG, everything=everything, tags=some)
         self.wire.send(
             call,
-            lambda: self.model.invalidate(some, everything=everything),
+            lambda: self.model.invalidate(some, everything=everything, most_globs=MOST_GLOBS),
             lambda _: None,
             fate,
         )
@@ -335,15 +357,15 @@ class AnswerMachine(RuleBasedStateMachine):
 
     def check_what_is_served(self) -> None:
         """To every asker, at any moment. Looking with no room for a lease changes nothing."""
-        asked = [(digest, tags) for digest in KEYS for tags in TAG_TEXTS]
+        asked = [(digest, tags, ANY) for digest in KEYS for tags in TAG_TEXTS]
         token = self.new_token()
         call = answer_scripts.look_up(
             TAG,
             token=token,
             lease_ms=LEASE_MS,
             max_new_leases=0,
-            digests=[digest for digest, _ in asked],
-            asker_tags=[tags for _, tags in asked],
+            digests=[digest for digest, _, _ in asked],
+            asker_tags=[tags for _, tags, _ in asked],
             demands=dict.fromkeys(range(len(asked)), ANY.pack()),
         )
         told = self.read(self.shard.run(call))
@@ -359,9 +381,9 @@ class AnswerMachine(RuleBasedStateMachine):
             told._replace(built=0.0, entry=told.body if told.entry else b"") for told in results
         ]
 
-    def note_stamps(self, asked: Sequence[tuple[bytes, str]], raw: Sequence[bytes]) -> None:
+    def note_stamps(self, asked: Sequence[Asked], raw: Sequence[bytes]) -> None:
         """An entry carries the stamp of the moment when the right to compute it was given."""
-        for (digest, _), one in zip(asked, raw[2:], strict=True):
+        for (digest, _, _), one in zip(asked, raw[2:], strict=True):
             told, kept = read_result(one), self.model.answers.get(digest)
             if told.entry and kept:
                 self.note_stamp(kept.moment, HEADER.unpack_from(told.entry)[3])
@@ -403,7 +425,11 @@ def client(store_url: str) -> Iterator[redis.Redis]:
     client.close()
 
 
-def test_an_answer_shard_does_what_its_model_does(client: redis.Redis) -> None:
+def test_an_answer_shard_does_what_its_model_does(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_scripts, "MOST_GLOBS", MOST_GLOBS)
+
     class Machine(AnswerMachine):
         def __init__(self) -> None:
             super().__init__(client)

@@ -27,11 +27,9 @@ BOUND_S = 0.5
 class Remembered(NamedTuple):
     """An answer that a worker has in memory, and when the right to compute it was given."""
 
+    key: bytes
     entry: Entry
     moment: int
-
-
-KEY = b"k" * 32
 
 
 class _Seen(NamedTuple):
@@ -92,7 +90,9 @@ class Watcher:
         now_s = self._clock.now_s
         self._remembered = [one for one in self._remembered if one.entry.kept > now_s]
 
-    def remember(self, built: float, moment: int, tags: frozenset[str], ttl_ms: float) -> None:
+    def remember(
+        self, key: bytes, built: float, moment: int, tags: frozenset[str], ttl_ms: float
+    ) -> None:
         entry = Entry(
             Answer(label="a"),
             msgspec.Raw(b"{}"),
@@ -103,7 +103,7 @@ class Watcher:
             shard=0,
             fresh_until=self._clock.now_s + ttl_ms / 1000,
         )
-        self._remembered.append(Remembered(entry, moment))
+        self._remembered.append(Remembered(key, entry, moment))
 
     def watch(self, *, heard: bool) -> None:
         self._store.heard = heard
@@ -118,18 +118,18 @@ class Watcher:
 
     def check(self, askers: Iterable[str]) -> None:
         """It serves what was good when it looked last, for a while, and nothing else."""
-        for entry, moment in self._remembered:
+        for key, entry, moment in self._remembered:
             for asker in map(tag_set, askers):
-                serves = self._stamps.usable(entry, sorted(asker), KEY, self._clock.now_s)
-                may_serve = self._may_serve(moment, {*entry.tags, *asker})
+                serves = self._stamps.usable(entry, sorted(asker), key, self._clock.now_s)
+                may_serve = self._may_serve(moment, {*entry.tags, *asker}, key)
                 is_exact = self._most_tags == stamps_module.MOST_TAGS
                 assert serves == may_serve if is_exact else serves <= may_serve
 
-    def _may_serve(self, moment: int, tags: set[str]) -> bool:
+    def _may_serve(self, moment: int, tags: set[str], key: bytes) -> bool:
         if self._seen is None:
             return False
         view, at_s = self._seen
-        return self._clock.now_s - at_s <= BOUND_S and self._model.good(moment, tags, view)
+        return self._clock.now_s - at_s <= BOUND_S and self._model.good(moment, tags, key, view)
 
 
 def at_once(work: Coroutine[Any, Any, T]) -> T:

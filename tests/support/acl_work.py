@@ -7,6 +7,7 @@ the script that it would call.
 from __future__ import annotations
 
 import functools
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from askonce_loadtest.servers.node import Node
 from askonce_loadtest.servers.ports import HOST
 from askonce_queue import Client, Job, answer_scripts, names, queue_scripts, sync
 from askonce_queue.answer_scripts import Fill, Release
-from askonce_queue.queue_scripts import Lane
+from askonce_queue.queue_scripts import Lane, LoggedHit
 from askonce_queue.scripts import Call
 from askonce_queue.store import Store
+from askonce_worker.cache.policy import Policy
 from askonce_worker.config import WorkerConfig
 from askonce_worker.dead_letters import DeadLetters, Wanted
+from askonce_worker.hits.rulebook import RuleBook
+from askonce_worker.hits.rules import Rule
 from askonce_worker.library import AnswerCache
 from askonce_worker.observe.backlog import read_shard
 from askonce_worker.pool.worker import Worker
@@ -109,6 +113,8 @@ async def prepare_work(node: Node) -> None:
     ):
         await node.command("HSET", key, field, value)
     await node.command("ZADD", names.last(TAG), 1, GHOST)
+    await node.command("ZADD", names.windows(TAG), 1, "10:1")
+    await node.command("HSET", names.stamps(TAG), b"\1" + GHOST.encode(), 1)
     await keep_answers(node, 500)
 
 
@@ -163,6 +169,8 @@ async def prepare_again(node: Node) -> None:
         await node.command("APPEND", key, "rest")
     call = answer_scripts.invalidate(TAG, everything=False, tags=["blue"])
     await node.command(*call.command("EVAL"))
+    # Too many globs have made all of it invalid.
+    await node.command("HSET", names.stamps(TAG), "base", 0)
 
 
 async def serve_again(node: Node) -> None:
@@ -171,7 +179,9 @@ async def serve_again(node: Node) -> None:
 
 
 def _worker(node: Node, model: EchoModel, *, slots: int = 100, **config: Any) -> Worker:
-    tasks = echo_tasks(model, slots=slots)
+    # A guard reads verdicts, of which there are none.
+    guarded = Policy(verify_share=1e-9, max_disagreement=0.5)
+    tasks = echo_tasks(model, slots=slots, policy=guarded)
     return Worker(store_of(node, WORKER), tasks, WorkerConfig(**(QUICK | config)))
 
 
@@ -188,6 +198,8 @@ def _lease_calls(new_tag: str) -> list[Call]:
         answer_scripts.renew(TAG, lease_ms=60_000, held=[(X, OTHER)]),
         answer_scripts.note_attempt(TAG, digest=X, token=OTHER, attempt=2, remember_ms=1000),
         answer_scripts.release(TAG, [Release(X, OTHER, "R", 1000, b"{}")]),
+        answer_scripts.mark_read(TAG, [(Y, 1.0)]),
+        queue_scripts.count(TAG, {"echo|a counter too many": 1}, most_fields=0),
         answer_scripts.read_stamps(TAG, seen_inv=0, most_tags=9),
         answer_scripts.read_stamps(new_tag, seen_inv=0, most_tags=9),
     ]
@@ -195,7 +207,10 @@ def _lease_calls(new_tag: str) -> list[Call]:
 
 def _rare_calls() -> list[Call]:
     """What a sweep does when there is too much."""
-    return [queue_scripts.sweep_stats(TAG, cursor=0, count=9, most=0, others="others")]
+    return [
+        queue_scripts.sweep_stats(TAG, cursor=0, count=9, most=0, others="others"),
+        queue_scripts.log_hits(TAG, 9, [LoggedHit("0" * 64, "echo", "store", 1, b"{}", "one", "")]),
+    ]
 
 
 # The gateway
@@ -206,6 +221,10 @@ async def share(node: Node) -> None:
     async with AnswerCache(store_of(node, GATEWAY)) as cache:
         for text in TEXTS:
             await cache.get_or_call("shout", text, functools.partial(_shout, text), tags=TAGS)
+        done = await cache.invalidate(
+            tags=["blue"], patterns=[f"{number}*" for number in range(101)]
+        )
+        assert done.complete
     await run_all(node, GATEWAY, _lease_calls("2"))
 
 
@@ -234,7 +253,12 @@ async def scale(node: Node) -> None:
 
 
 async def prepare_letters(node: Node) -> None:
-    """Two dead letters that can be retried."""
+    """Two dead letters that can be retried, an answer of another prompt, and a hit to judge."""
+    tags = b"task:size\nv:00000000"
+    entry = struct.pack("<BBddddH", 1, 0, 1.0, 2.0**52, 1e15, 1e15, len(tags)) + tags
+    await node.command("SET", names.answer_prefix(TAG) + b"o" * 32, entry, "PX", 60_000)
+    hit = LoggedHit("0" * 64, "size", "store", 1, b"{}", "one", "")
+    await node.command(*queue_scripts.log_hits(TAG, 9, [hit]).command("EVAL"))
     payload = '{"task":"echo","text":"letter"}'
     for number in (1, 2):
         fields = ("v", "1", "c", "shop", "i", f"letter {number}", "p", payload)
@@ -254,15 +278,30 @@ async def operate(node: Node, folder: Path) -> None:
         (retried,) = await letters.retry([again], max_backlog=9, max_unread=9)
         assert not retried.refusal
         assert await letters.drop([found[1].id]) == 1
+        assert await RuleBook(store).read() == []
     finally:
         await store.aclose()
     login = f'url = "redis://{OPERATOR}@{HOST}:{node.port}/0"\npassword_file = "password"'
     (folder / "password").write_text(f"{PASSWORD}\n")
     with Askonce(folder) as askonce:
         askonce.configure(f"[redis]\n{login}\n{CONFIG}")
-        for words in (("stats",), ("doctor",), ("invalidate", "--tag", "blue")):
-            command, *rest = words
-            await anyio.to_thread.run_sync(askonce, command, "askonce.toml", *rest)
+
+        async def command(name: str, *rest: str) -> str:
+            done = await anyio.to_thread.run_sync(askonce, name, "askonce.toml", *rest)
+            return done.stdout
+
+        await command("stats")
+        await command("doctor")
+        told = json.loads(await command("invalidate", *("--tag=blue", "--pattern=g*n", "--json")))
+        assert (told["complete"], told["unknown_because"]) == (True, "")
+        assert json.loads(await command("invalidate", "--old-versions", "--json"))["count"] == 1
+        # More than are kept.
+        globs = [part for number in range(101) for part in ("--pattern", f"{number}*")]
+        await command("invalidate", *globs)
+        judge = functools.partial(askonce, stdin="w t\n")
+        await anyio.to_thread.run_sync(judge, "hits", "review", "askonce.toml")
+        rule = Rule("size", "*")
+        await anyio.to_thread.run_sync(askonce, "hits", "rules", "remove", "askonce.toml", rule.id)
 
 
 async def run_all(node: Node, user: str, calls: list[Call]) -> None:

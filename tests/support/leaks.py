@@ -19,7 +19,9 @@ from askonce_queue.connections import connect_sync
 from askonce_queue.scripts import send_sync
 
 KNOWN_KEYS = re.compile(
-    rb"askonce:meta|(jobs|ids|owed|reply|beat|solo|dead|clients|a|stamp|last|lease|tries|memory|stats)"
+    rb"askonce:meta"
+    rb"|(jobs|ids|owed|reply|beat|solo|dead|clients|a|stamp|last|lease|tries|memory|stats|windows?"
+    rb"|hits|reviews|rules)"
     rb":\{\d+\}(:.*)?",
     re.DOTALL,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import select
@@ -21,6 +22,7 @@ class Terminal:
 
     def __init__(self, askonce: Askonce, *args: str) -> None:
         self.shown = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._ours, theirs = os.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
         self.process = askonce.on_terminal(args, theirs)
@@ -59,7 +61,7 @@ class Terminal:
             data = os.read(self._ours, 1 << 16)
         except OSError:
             return False  # how a terminal says that nobody is there any more
-        self.shown += data.decode()
+        self.shown += self._decoder.decode(data)
         return bool(data)
 
 

@@ -116,7 +116,7 @@ class VirtualShard:
     def release(self, release: Release) -> str:
         return cast("bytes", self.run(answer_scripts.release(TAG, [release]))).decode()
 
-    def invalidate(self, *tags: str, everything: bool = False) -> float:
+    def invalidate(self, *tags: str | bytes, everything: bool = False) -> float:
         return float(self.run(answer_scripts.invalidate(TAG, everything=everything, tags=tags)))
 
     def lease(self, digest: bytes) -> tuple[bytes, float, float, int] | None:

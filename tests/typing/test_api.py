@@ -90,6 +90,16 @@ async def caches_and_stores_are_context_managers() -> None:
         assert_type(store, EmbeddedStore)
 
 
+async def invalidation_is_typed(cache: AnswerCache) -> None:
+    """What was done, and how much that took: a number, or nobody knows."""
+    done = await cache.invalidate(tags=["vip"], sources=["policy"], count=True)
+    assert_type(done.complete, bool)
+    assert_type(done.count, int | None)
+    assert_type(done.failures, dict[str, str])
+    assert_type(cache.key_of("number", {"x": 1}), str)
+    await cache.invalidate(["vip"])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
 async def producers_are_typed(client: Client) -> None:
     """Jobs in, replies out."""
     reply = await client.ask(Job(task="intent", text="I lost my card", tags=("vip",)))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from askonce_queue.job import MAX_TAGS
 from askonce_queue.reply import WireReply
 from askonce_worker.cache.policy import Control
+from askonce_worker.hits.rules import Rule, keeper_out
 from askonce_worker.models.protocol import Question
 from askonce_worker.pool.decode import Bad, Decoder, Entry
 from askonce_worker.pool.delivery import Delivery
@@ -264,3 +265,19 @@ def test_what_is_not_in_the_key_is_not_asked() -> None:
     seeded = good(entry({"task": "echo", "text": "a", "params": {"seed": 1, "stream": True}}))
     assert seeded.question().params == {"seed": 1}
     assert seeded.key != plain.key
+
+
+@pytest.mark.parametrize("extra", [{}, {"params": {"seed": 7}}])
+def test_a_rule_keeps_inputs_from_the_cache_on_both_paths(extra: dict[str, Any]) -> None:
+    known = tasks()
+    known["echo"].kept_out = keeper_out([Rule("echo", "*balance*")])
+    known["trim"].kept_out = keeper_out([Rule("trim", "balance")])
+    decoder = Decoder(known, NoOutlet())
+    jobs = [("echo", "my Balance"), ("echo", "hello"), ("trim", " balance "), ("trim", "hello")]
+    entries = [entry({"task": task, "text": text, **extra}) for task, text in jobs]
+    deliveries, bad = decoder.read(INTERACTIVE, entries)
+    assert not bad
+    assert [one.cacheable for one in deliveries] == [False, True, False, True]
+    messages = [{"role": "user", "content": "my balance"}]
+    ((chat,), _) = decoder.read(INTERACTIVE, [entry({"task": "echo", "messages": messages})])
+    assert not chat.cacheable

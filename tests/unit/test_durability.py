@@ -15,6 +15,10 @@ def config(**options: Any) -> StoreConfig:
     return StoreConfig(url="redis://h", **options)
 
 
+KEPT = b"# Replication\r\nrole:master\r\nmaster_replid:f1305e\r\nmaster_replid2:ec4fb0\r\n"
+OTHER = KEPT.replace(b"f1305e", b"ec4fb0")
+
+
 @pytest.mark.parametrize(
     ("options", "replicas", "words"),
     [
@@ -52,7 +56,8 @@ def test_what_is_sent(
 def test_what_the_reply_means(
     options: dict[str, Any], replicas: int, reply: Any, missing: str
 ) -> None:
-    assert unconfirmed(reply, config(**options), replicas) == missing
+    told = unconfirmed(reply, config(**options), replicas, before=KEPT, after=KEPT)
+    assert told == missing
 
 
 @pytest.mark.parametrize(
@@ -71,7 +76,22 @@ def test_what_the_reply_means(
 )
 def test_a_store_that_cannot_confirm(refusal: str, said: str) -> None:
     """What will not pass by itself is told as what it is: enqueueing again would not help."""
-    assert said in unconfirmed(ResponseError(refusal), config(wait_fsync=True), 0)
+    error = ResponseError(refusal)
+    assert said in unconfirmed(error, config(wait_fsync=True), 0, before=KEPT, after=KEPT)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (KEPT, OTHER, "the shard went to another server meanwhile"),
+        (KEPT, b"# Replication\r\nrole:slave\r\n", "the shard went to another server meanwhile"),
+        (ResponseError("NOPERM"), KEPT, "whether the server has kept it is unknown: NOPERM"),
+        (KEPT, ResponseError("LOADING"), "whether the server has kept it is unknown: LOADING"),
+        (b"", b"", ""),  # a server that hides it
+    ],
+)
+def test_who_changed_its_history_confirms_nothing(before: Any, after: Any, said: str) -> None:
+    assert unconfirmed(1, config(wait_replicas=1), 1, before=before, after=after) == said
 
 
 ROLES: list[tuple[list[Any], int]] = [

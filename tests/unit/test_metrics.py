@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import inspect
 import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 from askonce_queue.queue_scripts import LANES
 from askonce_queue.reply import ErrorCode
 from askonce_queue.store import Store
+from askonce_worker import calls
 from askonce_worker.clock import SystemClock
 from askonce_worker.flights import FlightEnd
 from askonce_worker.observe.backlog import Backlog, LaneState, ShardState
@@ -35,7 +37,9 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKER = ROOT / "worker" / "askonce_worker"
 MODELS = {"intent": "gpt", "tone": "gpt", "size": "local"}
 LABELS = {
-    *("task", "source", "end", "model", "reason", "code", "shard", "pool", "lane", "le", "version")
+    *("task", "source", "end", "model", "reason", "code", "direction"),
+    *("shard", "pool", "lane", "le", "version"),
+    *("verdict", "change"),
 }
 NOT_SHOWN = {
     "model_calls",  # the sum of the reasons
@@ -107,6 +111,7 @@ async def test_counters_are_there_from_the_start_and_count_by_task(rig: Rig) -> 
         *(("intent", "calls_takeover", 9), ("tone", "failures_timeout", 6)),
         *(("size", "leases_lost", 2), ("*", "jobs_buried", 11), ("*", "deliveries_reclaimed", 12)),
         ("*", "dead_letters_dropped", 13),
+        ("*", "hits_dropped", 14),
     ):
         rig.counters.count(task, name, amount)
     assert rig.values("askonce_hits_total")["memory", "intent"] == 5
@@ -123,6 +128,7 @@ async def test_counters_are_there_from_the_start_and_count_by_task(rig: Rig) -> 
     assert rig.values("askonce_deliveries_total")["buried",] == 11
     assert rig.values("askonce_deliveries_reclaimed_total") == {(): 12}
     assert rig.values("askonce_dead_letters_dropped_total") == {(): 13}
+    assert rig.values("askonce_logged_hits_dropped_total") == {(): 14}
 
 
 async def test_what_is_flushed_to_the_store_stays_counted(rig: Rig) -> None:
@@ -195,7 +201,9 @@ def test_labels_have_all_the_values_that_the_code_knows() -> None:
                 codes |= set(re.findall(r"'([a-z_]+)'", ast.unparse(node.args[0])))
     assert {"timeout", "out_of_set"} <= codes <= label_values("askonce_model_errors")
     assert label_values("askonce_model_errors") <= set(get_args(ErrorCode))
-    reasons = re.findall(r"\"(\w+)\"", _assignments("reason"))
+    first = inspect.getsource(calls._reason).partition('"""')[2]
+    reasons = re.findall(r"\"(\w+)\"", _assignments("reason") + first.partition('"""')[2])
+    reasons += re.findall(r'Call\.of\(\w+, "(\w+)"\)', (WORKER / "verifier.py").read_text())
     assert label_values("askonce_model_calls") == set(reasons)
 
 

@@ -8,13 +8,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import aiohttp
 
 from askonce_queue.embedded import EmbeddedStore
+from askonce_queue.job import source_tag
 from askonce_queue.store_config import StoreConfig
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.cache.normalize import normalizer
 from askonce_worker.cache.policy import Policy
+from askonce_worker.cache.sources import Sources
 from askonce_worker.config import (
     AnthropicModelConfig,
     ApiModelConfig,
+    PriceConfig,
     PythonModelConfig,
     Settings,
     TaskConfig,
@@ -28,6 +31,7 @@ from askonce_worker.models.protocol import Model, Prompt
 from askonce_worker.models.python import PythonModel, load_call
 from askonce_worker.models.responses import Responses
 from askonce_worker.models.retry import RetryPolicy
+from askonce_worker.observe.money import Price
 from askonce_worker.tasks import Backend, Task
 
 PATIENCE_FACTOR = 3.0
@@ -107,38 +111,62 @@ DIALECTS: dict[str, Dialect] = {
 
 def build_tasks(settings: Settings, backends: dict[str, Backend]) -> dict[str, Task]:
     """Compile every task."""
+    sources = build_sources(settings)
     return {
-        name: build_task(settings, name, config, backends[config.model])
+        name: build_task(settings, name, config, backends[config.model], sources)
         for name, config in settings.tasks.items()
     }
 
 
-def build_task(settings: Settings, name: str, config: TaskConfig, backend: Backend) -> Task:
-    """Compile one task: its prompt, its share of the cache key, its cache policy."""
-    prompt = Prompt(
-        system=config.system,
-        labels=config.labels,
-        temperature=None if config.temperature == "default" else config.temperature,
-        max_tokens=config.max_tokens,
-        params=config.params or None,
-    )
-    digest = task_digest(
-        model_identity=model_identity(settings, config.model),
-        prompt=prompt,
-        normalize=config.normalize,
-    )
+def build_sources(settings: Settings) -> Sources:
+    """What answers are built on, and what that depends on."""
+    return Sources({name: config.depends_on for name, config in settings.sources.items()})
+
+
+def build_task(
+    settings: Settings, name: str, config: TaskConfig, backend: Backend, sources: Sources
+) -> Task:
+    """Compile one task: its prompt, its share of the cache key, its cache policy, its sources."""
     return Task(
         name,
         backend=backend,
-        prompt=prompt,
-        key_maker=KeyMaker(digest, shared=config.shared),
+        prompt=build_prompt(config),
+        key_maker=KeyMaker(digest_of(settings, config), shared=config.shared),
         normalize=normalizer(config.normalize),
         policy=build_policy(config),
         max_input_bytes=int(config.max_input_bytes),
         retry=RetryPolicy(max_attempts=settings.worker.max_attempts),
         remember_rejection_s=settings.worker.remember_rejection_s,
         remember_exhausted_s=settings.worker.remember_exhausted_s,
+        price=build_price(settings.models[config.model].price),
+        tags=sources.close(map(source_tag, config.cache.sources)),
+        hit_log=config.hit_log,
     )
+
+
+def build_prompt(config: TaskConfig) -> Prompt:
+    """What a task tells its model beside the question."""
+    return Prompt(
+        system=config.system,
+        labels=config.labels,
+        temperature=None if config.temperature == "default" else config.temperature,
+        max_tokens=config.max_tokens,
+        params=config.params or None,
+    )
+
+
+def digest_of(settings: Settings, config: TaskConfig) -> bytes:
+    """The task digest: it changes with all of a task that can change an answer."""
+    return task_digest(
+        model_identity=model_identity(settings, config.model),
+        prompt=build_prompt(config),
+        normalize=config.normalize,
+    )
+
+
+def build_price(config: PriceConfig) -> Price:
+    """What a call of a model costs."""
+    return Price(config.input, config.output, config.per_call)
 
 
 def build_policy(config: TaskConfig) -> Policy:
@@ -156,6 +184,8 @@ def build_policy(config: TaskConfig) -> Policy:
         min_confidence=cache.min_confidence,
         never_cache_labels=frozenset(cache.never_cache_labels),
         hit_for_miss_s=float(cache.hit_for_miss_s),
+        verify_share=cache.verify_share,
+        max_disagreement=cache.max_disagreement,
     )
 
 

@@ -23,12 +23,43 @@ from askonce_worker.cache.store_tier import StoreTier
 from askonce_worker.flights import Flight, FlightEnd
 from askonce_worker.landing import Landing
 from askonce_worker.leases import Leases
-from askonce_worker.models.protocol import ModelFailure, Rejection, TransientFailure
+from askonce_worker.models.protocol import ModelFailure, Question, Rejection, TransientFailure
 from askonce_worker.observe.counters import Counters
+from askonce_worker.tasks import Task
 
 REMEMBER_ATTEMPTS_S = 60.0
 
 log = structlog.get_logger("askonce.calls")
+
+
+class Call(NamedTuple):
+    """One call of a model, why it is made, and which tenant pays.
+
+    `granted_until`: its lease's first end, if any.
+    """
+
+    task: Task
+    key: bytes
+    question: Question
+    reason: str
+    attempt: int
+    began: float
+    granted_until: float
+    payer: str
+
+    @classmethod
+    def of(cls, flight: Flight, reason: str) -> Call:
+        """The next call of a flight."""
+        return cls(
+            flight.task,
+            flight.key,
+            flight.question,
+            reason,
+            flight.attempt,
+            flight.began,
+            flight.granted_until,
+            flight.asks[0].tenant if flight.asks else "",
+        )
 
 
 class NewAnswer(NamedTuple):
@@ -71,7 +102,7 @@ class Calls:
         reason = _reason(flight)
         while True:
             try:
-                answer = await self._ask(flight, reason)
+                answer = await self.ask(Call.of(flight, reason))
             except Rejection as failure:
                 # A wrong key is no property of the question: it may be mended at any moment.
                 ours = failure.code == "unauthorized"
@@ -95,24 +126,26 @@ class Calls:
                 self._answered(flight, answer)
                 return
 
-    async def _ask(self, flight: Flight, reason: str) -> NewAnswer:
-        task = flight.task
+    async def ask(self, call: Call) -> NewAnswer:
+        """Ask a model once, counted and logged. Raises `ModelFailure`."""
+        task, reason = call.task, call.reason
         self._counters.count(task.name, "model_calls")
         self._counters.count(task.name, f"calls_{reason}")
+        self._counters.paid(task.name, task.price, call.payer, calls=1)
         # Before the call: a worker that dies in it has still said why it was made.
         log.debug(
             "model call",
             task=task.name,
-            key=flight.key.hex(),
+            key=call.key.hex(),
             reason=reason,
-            attempt=flight.attempt,
-            began=flight.began,
-            granted_until=flight.granted_until,
+            attempt=call.attempt,
+            began=call.began,
+            granted_until=call.granted_until,
         )
         try:
             with self._counters.model_call(task.backend.name):
                 answer = await _in_a_task_of_its_own(
-                    task.backend.model.ask(task.prompt, flight.question)
+                    task.backend.model.ask(task.prompt, call.question)
                 )
         except ModelFailure as failure:
             self._counters.count(task.name, f"failures_{failure.code}")
@@ -121,7 +154,7 @@ class Calls:
                 task=task.name,
                 model=task.backend.name,
                 reason=reason,
-                attempt=flight.attempt,
+                attempt=call.attempt,
                 code=failure.code,
                 error=failure.message,
             )
@@ -132,6 +165,9 @@ class Calls:
             log.exception("model raised", task=task.name, model=task.backend.name)
             message = f"{type(error).__name__}: {error}"
             raise TransientFailure("model_failed", message) from error
+        if answer.usage is not None:
+            tokens = (answer.usage.input_tokens, answer.usage.output_tokens)
+            self._counters.paid(task.name, task.price, call.payer, calls=0, tokens=tokens)
         try:
             return NewAnswer(answer, encode_json(answer), encode_body(answer))
         except (ValueError, TypeError, OverflowError, msgspec.MsgspecError) as error:

@@ -7,6 +7,7 @@ Every fault is one line that names file, key and what was expected:
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -18,10 +19,14 @@ from askonce_worker.config_schema import (
     AnthropicModelConfig,
     ApiModelConfig,
     CacheConfig,
+    CostsConfig,
     EmbeddedConfig,
+    HitLogConfig,
     ModelConfig,
     NormalizeStep,
+    PriceConfig,
     PythonModelConfig,
+    SourceConfig,
     TaskConfig,
     WorkerConfig,
 )
@@ -31,11 +36,15 @@ __all__ = [
     "AnthropicModelConfig",
     "ApiModelConfig",
     "CacheConfig",
+    "CostsConfig",
     "EmbeddedConfig",
+    "HitLogConfig",
     "ModelConfig",
     "NormalizeStep",
+    "PriceConfig",
     "PythonModelConfig",
     "Settings",
+    "SourceConfig",
     "StoreConfig",
     "TaskConfig",
     "WorkerConfig",
@@ -52,6 +61,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, ModelConfig]
     tasks: dict[str, TaskConfig]
     worker: WorkerConfig
+    costs: CostsConfig
+    sources: dict[str, SourceConfig] = {}
 
     @property
     def embedded_folder(self) -> Path:
@@ -92,16 +103,19 @@ def load_settings(path: Path) -> Settings:
     models = {
         name: _model(source, table, f"models.{name}") for name, table in _named(source, "models")
     }
+    sources = _sources(source)
     return Settings(
         source=source,
         redis=_store(source) if "redis" in source.root else None,
         embedded=source.section(EmbeddedConfig, "embedded"),
         models=models,
         tasks={
-            name: _task(source, table, f"tasks.{name}", list(models))
+            name: _task(source, table, f"tasks.{name}", list(models), sources)
             for name, table in _named(source, "tasks")
         },
+        sources=sources,
         worker=source.section(WorkerConfig, "worker"),
+        costs=source.section(CostsConfig, "costs"),
     )
 
 
@@ -143,8 +157,38 @@ def _model(source: ConfigFile, table: Table, key: str) -> ModelConfig:
     return model
 
 
-def _task(source: ConfigFile, table: Table, key: str, models: list[str]) -> TaskConfig:
+def _sources(source: ConfigFile) -> dict[str, SourceConfig]:
+    """The tables `[sources.NAME]`; all that they depend on are there, too."""
+    sources = {
+        name: source.convert(table, SourceConfig, f"sources.{name}")
+        for name, table in _named(source, "sources")
+    }
+    for name, config in sources.items():
+        _check_sources(source, config.depends_on, sources, f"sources.{name}.depends_on")
+    return sources
+
+
+def _check_sources(
+    source: ConfigFile, named: Iterable[str], known: Iterable[str], key: str
+) -> None:
+    """Raise `ConfigError` for a source that has no table.
+
+    A slip of the pen would not be noticed before an answer outlives what it was built on.
+    """
+    for name in named:
+        if name not in known:
+            raise source.error(key, f"no [sources.{name}] in this file{did_you_mean(name, known)}")
+
+
+def _task(
+    source: ConfigFile,
+    table: Table,
+    key: str,
+    models: list[str],
+    sources: dict[str, SourceConfig],
+) -> TaskConfig:
     task = source.convert(table, TaskConfig, key)
+    _check_sources(source, task.cache.sources, sources, f"{key}.cache.sources")
     if task.model not in models:
         raise source.error(
             f"{key}.model",

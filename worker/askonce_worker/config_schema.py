@@ -23,6 +23,8 @@ Count = Annotated[int, Meta(gt=0)]
 Duration = Annotated[float, Meta(gt=0, le=7 * 86400)]
 """Seconds, of things that happen within one process; at most a week."""
 Version = Literal["2023-06-01", "2026-10-21"]
+Amount = Annotated[float, Meta(ge=0, le=1e9)]
+"""Of money."""
 NormalizeStep = Literal["nfkc", "nfc", "whitespace", "casefold"]
 
 
@@ -32,6 +34,26 @@ class EmbeddedConfig(msgspec.Struct, frozen=True):
     folder: str = ".askonce"
     """Its state folder, relative to the configuration file."""
     maxmemory: Bytes = Bytes(1 << 30)
+
+
+class PriceConfig(msgspec.Struct, frozen=True):
+    """`[models.NAME.price]`: what a call costs, in the currency of `[costs]`."""
+
+    input: Amount = 0.0
+    """A million input tokens."""
+    output: Amount = 0.0
+    """A million output tokens."""
+    per_call: Amount = 0.0
+    """Each call as such, whether or not it answers and reports tokens."""
+
+
+class CostsConfig(msgspec.Struct, frozen=True):
+    """`[costs]`: what else `askonce stats` has to know to say what an answer costs."""
+
+    currency: Annotated[str, Meta(min_length=1, max_length=8)] = "USD"
+    """What all prices are in. Only shown: nothing is converted."""
+    store_per_hour: Amount | None = None
+    """What the store costs."""
 
 
 class ApiModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +70,7 @@ class ApiModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     api_key_file: str | None = None
     timeout_s: Duration = 30.0
     max_concurrency: Count = 256
+    price: PriceConfig = PriceConfig()
 
     def __post_init__(self) -> None:
         if self.api_key_env is not None and self.api_key_file is not None:
@@ -81,6 +104,7 @@ class PythonModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Part of the cache key: change it when the function changes."""
     timeout_s: Duration = 30.0
     max_concurrency: Count = 32
+    price: PriceConfig = PriceConfig()
 
 
 ModelConfig = ApiModelConfig | AnthropicModelConfig | PythonModelConfig
@@ -120,7 +144,34 @@ class CacheConfig(msgspec.Struct, frozen=True):
     hit_for_miss_s: Stale = field(name="hit_for_miss", default=Stale(10))
     """How long everybody asks for themselves after an answer that was not kept."""
     sources: tuple[str, ...] = ()
-    """What every answer is built on: documents, an index. By these it can be invalidated."""
+    """What every answer is built on, `[sources.NAME]`: a document, an index. By these it can be
+    invalidated."""
+    verify_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """The share of hits that the model is asked again for, to see whether it still says so."""
+    max_disagreement: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    """When more of the hits differ from a fresh answer, answers are kept for less time."""
+
+    def __post_init__(self) -> None:
+        if self.max_disagreement is not None and not self.verify_share:
+            raise ValueError("max_disagreement: expected a verify_share above 0 beside it")
+
+
+class SourceConfig(msgspec.Struct, frozen=True):
+    """`[sources.NAME]`: what answers are built on, and what that is built on in turn."""
+
+    depends_on: tuple[str, ...] = ()
+    """Names of other sources: when one of them is invalidated, so is this one."""
+
+
+class HitLogConfig(msgspec.Struct, frozen=True):
+    """`[tasks.NAME.hit_log]`: which hits people get to see, and what of them."""
+
+    share: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    """The share of distinct questions whose hits are logged in an hour; 0: none."""
+    input: Literal["redacted", "hash"] = "redacted"
+    """What is kept of the input: its text without personal data, or no more than the cache key."""
+    tenant: bool = False
+    """Whether it says whose question it was."""
 
 
 class TaskConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,6 +193,7 @@ class TaskConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_input_bytes: Bytes = Bytes(64 << 10)
     shared: bool = False
     """Whether tenants share answers."""
+    hit_log: HitLogConfig = HitLogConfig()
 
     def __post_init__(self) -> None:
         if self.system is not None and self.system_file is not None:
@@ -190,6 +242,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     take before enqueueing is refused."""
     max_dead: Count = 10_000
     """Dead letters kept in one shard; the oldest are dropped, and counted."""
+    max_hits: Count = 2_000
+    """Sampled hits kept in one shard for people to judge; the oldest are dropped, and counted."""
+    hit_retain_s: Annotated[float, Meta(gt=0, le=366 * 86_400)] = 14 * 86_400.0
+    """How long they are kept."""
     poison_limit: Count = 2
     """How often a job that was tried alone may kill its worker before it is a dead letter."""
     remember_rejection_s: Duration = 60.0

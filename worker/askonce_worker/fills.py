@@ -137,7 +137,7 @@ class Fills:
             elif not flight.may_keep:
                 await self._give_back(shard, [finished])
                 self._land(finished, FlightEnd.UNADMITTED)
-            elif len(flight.tag_text.encode()) > MOST_TAG_BYTES:
+            elif len(_tag_text(flight).encode()) > MOST_TAG_BYTES:
                 # An entry must name all tags that can take it back, or not be.
                 await self._give_back(shard, [finished])
                 self._land(finished, FlightEnd.UNKEPT)
@@ -181,7 +181,7 @@ class Fills:
             born=now,
             built=flight.built,
             kept=now + finished.lifetime.memory_s,
-            tags=tuple(flight.tags),
+            tags=flight.entry_tags,
             shard=flight.shard,
             fresh_until=now + finished.lifetime.fresh_ms / 1000,
             created_ms=created_ms,
@@ -194,4 +194,8 @@ def _fill(finished: _Finished) -> Fill:
     flight = finished.flight
     assert flight.token is not None
     fresh_ms, keep_ms, _ = finished.lifetime
-    return Fill(flight.key, flight.token, fresh_ms, keep_ms, flight.tag_text, finished.new.body)
+    return Fill(flight.key, flight.token, fresh_ms, keep_ms, _tag_text(flight), finished.new.body)
+
+
+def _tag_text(flight: Flight) -> str:
+    return "\n".join(flight.entry_tags)

@@ -116,7 +116,9 @@ class SeenHit(NamedTuple):
 
 
 HitWatcher = Callable[[Sequence[SeenHit]], None]
-"""Is told of hits of tasks that are `watched`, as they happen; it neither awaits nor takes long."""
+"""Is told of hits that are `watched` or `noted` by their task, and maybe others, as they happen.
+
+It neither awaits nor takes long."""
 
 
 class Flight:
@@ -202,6 +204,11 @@ class Flight:
     def tag_text(self) -> str:
         """The tags of all who wait, as scripts take them: joined by line breaks."""
         return "\n".join(self.tags)
+
+    @property
+    def entry_tags(self) -> tuple[str, ...]:
+        """The tags of its answer: those of all who wait, and its version."""
+        return (*self.tags, self.task.version)
 
     def note_busy(self, token: bytes, now: float) -> None:
         """Another leader computes it; patience begins anew with each."""

@@ -39,7 +39,8 @@ class Landing:
         now = self._clock.monotonic()
         if entry.fresh_until <= now:
             source = "stale"
-        else:
+        self._note_read(flight, entry, now)
+        if source != "stale":
             self._keep(flight, entry)
         self._end(flight, FlightEnd.HIT)
         self.serve(flight.asks, entry, source, now)
@@ -47,16 +48,23 @@ class Landing:
     def serve_stale(self, flight: Flight, entry: Entry) -> None:
         """Those who wait get what there is; the flight goes on for those who ask later."""
         asks, flight.asks, flight.stale = flight.asks, [], entry
-        self.serve(asks, entry, "stale", self._clock.monotonic())
+        now = self._clock.monotonic()
+        self._note_read(flight, entry, now)
+        self.serve(asks, entry, "stale", now)
 
     def serve(self, asks: Sequence[Ask], entry: Entry, source: Source, now: float) -> None:
         """Answer with a stored answer."""
         age_s = max(0.0, now - entry.born)
-        seen = [SeenHit(ask, entry, source, age_s) for ask in asks if ask.task.watched]
+        seen = [
+            SeenHit(ask, entry, source, age_s)
+            for ask in asks
+            if ask.task.watched or ask.key[0] in ask.task.noted
+        ]
         for watcher in self._watchers if seen else ():
             watcher(seen)
         for ask in asks:
-            self._counters.count(ask.task.name, source)
+            task = ask.task
+            self._counters.hit(task.name, task.price, source, ask.tenant, entry.worth)
             ask.answered(entry, source, age_s)
 
     def answer(self, flight: Flight, entry: Entry, end: FlightEnd, *, keep: bool) -> None:
@@ -64,14 +72,16 @@ class Landing:
         if keep:
             self._keep(flight, entry)
         self._end(flight, end)
-        name = flight.task.name
-        self._counters.count(name, "model", min(1, len(flight.asks)))
-        if len(flight.asks) > 1:
-            self._counters.count(name, "coalesced", len(flight.asks) - 1)
-        source: Source = "model"
-        for ask in flight.asks:
-            ask.answered(entry, source, 0.0)
-            source = "coalesced"
+        task, counters = flight.task, self._counters
+        if end is FlightEnd.FILLED:
+            counters.count_at(task.name, "fills", entry.created_ms)
+        for ask in flight.asks[:1]:
+            counters.count(task.name, "model")
+            counters.count_tenant(ask.tenant, "misses")
+            ask.answered(entry, "model", 0.0)
+        for ask in flight.asks[1:]:
+            counters.hit(task.name, task.price, "coalesced", ask.tenant, entry.worth)
+            ask.answered(entry, "coalesced", 0.0)
 
     def fail(
         self, flight: Flight, error: ErrorInfo, end: FlightEnd, cause: Exception | None = None
@@ -122,5 +132,13 @@ class Landing:
                 began=flight.began,
             )
 
+    def _note_read(self, flight: Flight, entry: Entry, now: float) -> None:
+        """Count the first read of an answer; the look-up has marked it."""
+        if entry.unread:
+            entry.unread = False
+            name = flight.task.name
+            self._counters.count_at(name, "first_reads", entry.created_ms, now - entry.born)
+
     def _keep(self, flight: Flight, entry: Entry) -> None:
-        self._memory.put(flight.key, entry, entry.size_bytes, entry.kept)
+        until = min(entry.kept, entry.born + flight.task.policy.max_age_s)
+        self._memory.put(flight.key, entry, entry.size_bytes, until)

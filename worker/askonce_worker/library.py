@@ -16,8 +16,8 @@ import asyncio
 import functools
 import inspect
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import (
     Any,
@@ -33,6 +33,7 @@ from typing import (
 
 import anyio
 import msgspec
+from redis.exceptions import RedisError
 
 from askonce_queue.checks import check_shards, check_store
 from askonce_queue.errors import AskonceError, InvalidJob
@@ -49,12 +50,18 @@ from askonce_queue.reply import Answer, ErrorInfo, Source
 from askonce_queue.store import Store
 from askonce_queue.store_config import StoreConfig
 from askonce_worker.cache.entry import Entry
+from askonce_worker.cache.globs import is_glob
+from askonce_worker.cache.invalidation import Invalidation, invalidate
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.cache.policy import Control, Policy
+from askonce_worker.cache.sources import Sources
+from askonce_worker.cache.survey import Limits
+from askonce_worker.cache.tags import task_tag
 from askonce_worker.models.protocol import Prompt, Question, Rejection
 from askonce_worker.models.retry import RetryPolicy
 from askonce_worker.observe.counters import Counters
 from askonce_worker.observe.log import hand_to_standard_logging
+from askonce_worker.observe.money import Price
 from askonce_worker.resolver import Resolver
 from askonce_worker.tasks import Backend, Task, WithoutStore
 
@@ -83,9 +90,10 @@ class AnswerCache:
     """Caches the results of async functions on a store; owns the renewal of its leases.
 
     `memory_bytes` bounds the memory tier, `max_calls` the calls in flight in this process.
+    `depends_on` says which sources are built on which others, by name.
     `without_store` says what to do while the store cannot be asked: `"call"` calls once for all who
     ask in this process and keeps nothing (counted as `without_store`); `"raise"` raises
-    `StoreUnavailable`.
+    `StoreUnavailable`. `price_per_call` is what one call costs, for `askonce stats`.
     Raises on entry: `StoreUnavailable`, `ConfigError` (another shard count).
     """
 
@@ -99,10 +107,14 @@ class AnswerCache:
         stamp_bound_s: float = 0.5,
         lease_ttl_s: float = 10.0,
         without_store: Literal["call", "raise"] = "call",
+        price_per_call: float = 0.0,
+        depends_on: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.counters = Counters()
+        self._price = Price(per_call=price_per_call)
         self._store = Store(store, shards=shards)
         self._without_store: WithoutStore = without_store
+        self._sources = Sources(depends_on or {})
         self._resolver = Resolver(
             self._store,
             memory_bytes=memory_bytes,
@@ -124,11 +136,26 @@ class AnswerCache:
         that one, and its last requests would open connections anew.
         """
         try:
-            async with self._resolver.running():
+            async with self._resolver.running(), self._counting():
                 yield
         finally:
             with anyio.CancelScope(shield=True):
                 await self._store.aclose()
+
+    @asynccontextmanager
+    async def _counting(self) -> AsyncGenerator[None]:
+        """Add what is counted here to the fleet's totals, at the end for the last time."""
+        store, counters = self._store, self.counters
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(counters.flush_forever, store, store.tags[0])
+            for shard in range(len(store.tags)):
+                tasks.start_soon(counters.first_reads.tell_forever, store, shard)
+            try:
+                yield
+            finally:
+                tasks.cancel_scope.cancel()
+        with suppress(RedisError, OSError):
+            await counters.finish(store)
 
     async def __aenter__(self) -> Self:
         hand_to_standard_logging()
@@ -235,6 +262,7 @@ class AnswerCache:
             raise InvalidJob(f"names are 1 to {MAX_TAG_CHARS} printable characters: {name!r:.60}")
         all_tags = (*tags, *map(source_tag, sources))
         check_envelope(tenant, all_tags)
+        all_tags = self._sources.close(all_tags)
         if control is not None:
             check_control(control)
         times = _Times(ttl_s, memory_ttl_s, stale_while_revalidate_s, stale_if_error_s)
@@ -266,27 +294,90 @@ class AnswerCache:
             ) from error
         return Result(value, source, age_s)
 
+    def key_of(
+        self, name: str, key: Any, *, version: str = "", tenant: str = "", namespace: str = ""
+    ) -> str:
+        """The cache key, in hex, under which `get_or_call` keeps the value for `key`.
+
+        Raises `InvalidJob` for a key that is not JSON.
+        """
+        question = Question(params={"key": key})
+        return _key_maker(name, version).question_key(question, tenant, namespace).hex()
+
+    async def invalidate(
+        self,
+        *,
+        keys: Sequence[str] = (),
+        names: Sequence[str] = (),
+        tags: Sequence[str] = (),
+        sources: Sequence[str] = (),
+        patterns: Sequence[str] = (),
+        everything: bool = False,
+        dry_run: bool = False,
+        count: bool = False,
+        limits: Limits | None = None,
+    ) -> Invalidation:
+        """Never return again, anywhere, what was built until now; what is under way is not kept.
+
+        By `keys` (see `key_of`), `names` (as given to `get_or_call`; with `*` or `?`: all that
+        match), `tags`, `sources` (and all that depends on them), `patterns` (over tags: `*` is any
+        bytes, `?` one), or `everything`. This process follows at once, others within their
+        `stamp_bound_s`.
+
+        `count`: say how many values that took; `dry_run`: say how many it would take, and take
+        nothing. Counting walks the whole store, a page at a time, within `limits`, and needs the
+        right to (see docs/ACL.md).
+
+        Returns what was done; look at its `complete`. It never raises for a store that fails.
+        Raises `ValueError` for what cannot be invalidated, and when nothing is named.
+        """
+        if not self._opened:
+            raise AskonceError("this AnswerCache is not open: use it inside `async with`")
+        if everything == bool(keys or names or tags or sources or patterns):
+            raise ValueError("say what to invalidate, or everything=True")
+        done = await invalidate(
+            self._store,
+            [
+                *tags,
+                *[task_tag(name) for name in names if not is_glob(name)],
+                *[tag for source in sources for tag in self._sources.dependents(source)],
+            ],
+            keys=[bytes.fromhex(key) for key in keys],
+            globs=[*patterns, *[task_tag(name) for name in names if is_glob(name)]],
+            everything=everything,
+            dry_run=dry_run,
+            count=(limits or Limits()) if count or dry_run else None,
+        )
+        if not dry_run:
+            await self._resolver.see_invalidations()
+        return done
+
     def _task(self, name: str, version: str, times: _Times, remember_s: float) -> Task:
         spec = (name, version, times, remember_s)
         task = self._tasks.get(spec)
         if task is None:
-            digest = task_digest(
-                model_identity={"kind": "call", "name": name, "version": version},
-                prompt=Prompt(),
-                normalize=(),
-            )
             task = self._tasks[spec] = Task(
                 name,
                 backend=self._backend,
                 prompt=Prompt(),
-                key_maker=KeyMaker(digest, shared=False, opaque_params=True),
+                key_maker=_key_maker(name, version),
                 policy=Policy(**times._asdict()),
                 retry=RetryPolicy(max_attempts=1),
                 remember_rejection_s=remember_s,
                 remember_exhausted_s=remember_s,
                 without_store=self._without_store,
+                price=self._price,
             )
         return task
+
+
+def _key_maker(name: str, version: str) -> KeyMaker:
+    digest = task_digest(
+        model_identity={"kind": "call", "name": name, "version": version},
+        prompt=Prompt(),
+        normalize=(),
+    )
+    return KeyMaker(digest, shared=False, opaque_params=True)
 
 
 _open: list[AnswerCache] = []
@@ -427,4 +518,4 @@ class _Ask:
             self.outcome.set_exception(cause or CallFailed(f"{error.code}: {error.message}"))
 
 
-__all__ = ["AnswerCache", "CallFailed", "InvalidJob", "Result", "cached"]
+__all__ = ["AnswerCache", "CallFailed", "InvalidJob", "Invalidation", "Limits", "Result", "cached"]

@@ -8,17 +8,19 @@ intake that makes asks (streams, HTTP, callers in this process) and knows none o
     calls.py         a leased flight asks its model
     fills.py         finished answers are written in groups
     landing.py       everyone who waits gets the outcome
+    verifier.py      a stored answer is held against a fresh one, for who checks hits
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import structlog
 from anyio.abc import TaskGroup
+from redis.exceptions import RedisError
 
 from askonce_queue.answer_scripts import Release
 from askonce_queue.errors import StoreUnavailable
@@ -35,6 +37,9 @@ from askonce_worker.flights import Ask, Flight, Flights, HitWatcher, SeenHit, sl
 from askonce_worker.landing import Landing
 from askonce_worker.leases import Leases
 from askonce_worker.observe.counters import Counters
+from askonce_worker.observe.first_reads import FirstRead
+from askonce_worker.tasks import Task
+from askonce_worker.verifier import Verifier
 from askonce_worker.waiting_room import WaitingRoom
 
 log = structlog.get_logger("askonce.resolver")
@@ -83,6 +88,18 @@ class Resolver:
             answered=self._fills.put,
             ask_again=self._ask_again,
         )
+        self.verifier = Verifier(
+            self._tier,
+            clock,
+            self.stamps,
+            self.memory,
+            shards=shards,
+            calls=self._calls,
+            leases=self.leases,
+            room=self._room,
+            answered=self._fills.put,
+            take_off=self._take_off,
+        )
         self._tasks: TaskGroup | None = None
 
     def resolve(self, asks: Sequence[Ask]) -> None:
@@ -93,7 +110,8 @@ class Resolver:
         now = self._clock.monotonic()
         entries = self.memory.get_many([ask.key for ask in asks], now)
         usable = self.stamps.usable
-        hits: dict[str, int] = {}
+        tallied: Task | None = None
+        worths: dict[str, int] = {}
         seen: list[SeenHit] = []
         for ask, entry in zip(asks, entries, strict=True):
             if (
@@ -103,18 +121,27 @@ class Resolver:
                 and (ask.control is None or ask.control.accepts(entry, now))
             ):
                 task = ask.task
-                hits[task.name] = hits.get(task.name, 0) + 1
-                if task.watched:
+                if task is not tallied:
+                    tallied = task
+                    worths = self.counters.tally(task.name, task.price).memory
+                tenant = ask.tenant
+                worths[tenant] = worths.get(tenant, 0) + entry.worth
+                if entry.unread:
+                    self._note_read(ask, entry, now)
+                if task.watched or (task.noted and ask.key[0] in task.noted):
                     seen.append(SeenHit(ask, entry, "memory", now - entry.born))
                 ask.answered(entry, "memory", now - entry.born)
             elif ask.cacheable:
                 self._join_or_begin(ask, now)
             else:
                 self._room.enter_alone(Flight(ask, 0, now))
-        for name, count in hits.items():
-            self.counters.count(name, "memory", count)
         for watcher in self.watchers if seen else ():
             watcher(seen)
+
+    def _note_read(self, ask: Ask, entry: Entry, now: float) -> None:
+        """It was filled here, and this is its first hit here."""
+        read = FirstRead(ask.task.name, ask.key, entry.created_ms, now - entry.born)
+        entry.unread = not self.counters.first_reads.note(entry.shard, read)
 
     def _join_or_begin(self, ask: Ask, now: float) -> None:
         control = ask.control
@@ -146,7 +173,7 @@ class Resolver:
         if flight.filling and not flight.tags.issuperset(ask.tags):
             return False  # its tags are on their way to the store
         return self.stamps.seen(flight.shard, now) and self.stamps.valid(
-            flight.shard, flight.built, flight.tags, ask.tags, ask.key
+            flight.shard, flight.built, flight.entry_tags, ask.tags, ask.key
         )
 
     def _take_off(self, flight: Flight) -> None:
@@ -170,6 +197,17 @@ class Resolver:
             self._room.enter(flight)
         else:
             self._landing.merge(flight, newer or flight)
+
+    async def see_invalidations(self) -> None:
+        """Look at what was invalidated, now. A shard that cannot be asked is seen when it can."""
+
+        async def see(shard: int) -> None:
+            with suppress(RedisError, OSError):
+                await self.stamps.read(shard)
+
+        async with anyio.create_task_group() as tasks:
+            for shard in range(self._shards):
+                tasks.start_soon(see, shard)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Resolver]:

@@ -7,16 +7,14 @@ from typing import Literal
 
 from askonce_worker.cache.key import KeyMaker
 from askonce_worker.cache.policy import Policy, demand_of
+from askonce_worker.cache.tags import task_tag, version_tag
+from askonce_worker.config import HitLogConfig
 from askonce_worker.models.protocol import Model, Prompt
 from askonce_worker.models.retry import RetryPolicy
+from askonce_worker.observe.money import FREE, Price
 
 WithoutStore = Literal["wait", "call", "raise"]
 """When the store cannot be asked: wait for it, ask the model for this process alone, or fail."""
-
-
-def task_tag(name: str) -> str:
-    """The tag of all answers of a task."""
-    return f"task:{name}"
 
 
 class Backend:
@@ -40,25 +38,33 @@ class Task:
     """A named classification: where its questions go, what is in their key, how long answers last.
 
     `normalize` is applied before the key is made and before the model is asked. `tags` are those of
-    all its answers, beside its own. `watched`: somebody wants to be told of its hits.
+    all its answers, beside its own. `watched`: somebody wants to be told of all its hits; `noted`:
+    of those whose keys begin with one of these bytes (`hits/log.py`). `hit_log`: which of them
+    people get to see; None: none. `kept_out` says of the text of an input that a rule keeps it
+    from the cache; it is None as long as the task has no rules. `price`: of a call.
     """
 
     __slots__ = (
         "backend",
         "cacheable",
+        "hit_log",
+        "kept_out",
         "key_maker",
         "max_input_bytes",
         "name",
         "normalize",
+        "noted",
         "plain_control",
         "plain_demand",
         "policy",
+        "price",
         "prompt",
         "remember_exhausted_s",
         "remember_rejection_s",
         "retry",
         "tag",
         "tags",
+        "version",
         "watched",
         "without_store",
     )
@@ -79,22 +85,35 @@ class Task:
         without_store: WithoutStore = "wait",
         tags: Sequence[str] = (),
         watched: bool = False,
+        price: Price = FREE,
+        hit_log: HitLogConfig | None = None,
     ) -> None:
         self.name = name
         self.tag = task_tag(name)
         self.tags = (self.tag, *tags)
+        self.version = version_tag(key_maker.digest)
+        """A tag of its entries, not of who asks: so what another version left can be purged."""
         self.backend = backend
         self.prompt = prompt
         self.key_maker = key_maker
         self.normalize = normalize
-        self.policy = policy = policy or Policy()
-        self.cacheable = policy.cacheable
-        self.plain_control = policy.plain
-        demand = demand_of((self.plain_control,))
-        self.plain_demand = demand.pack() if demand is not None else None
+        policy = policy or Policy()
+        self.follow(policy)
         self.max_input_bytes = max_input_bytes
         self.retry = retry or RetryPolicy()
         self.remember_rejection_s = remember_rejection_s
         self.remember_exhausted_s = remember_exhausted_s
         self.without_store: WithoutStore = without_store
-        self.watched = watched
+        self.price = price
+        self.hit_log = hit_log if hit_log is not None and hit_log.share > 0 else None
+        self.watched = watched or policy.verify_share > 0
+        self.noted: frozenset[int] = frozenset()
+        self.kept_out: Callable[[str], bool] | None = None
+
+    def follow(self, policy: Policy) -> None:
+        """Go by a policy from now on. What memory keeps by the old one is its owner's to drop."""
+        self.policy = policy
+        self.cacheable = policy.cacheable and policy.max_age_s > 0
+        self.plain_control = policy.plain
+        demand = demand_of((self.plain_control,))
+        self.plain_demand = demand.pack() if demand is not None else None

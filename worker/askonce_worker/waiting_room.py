@@ -95,6 +95,13 @@ class WaitingRoom:
             flight.waits_alone = True
             self._alone[backend.name].append(flight)
 
+    def is_wanted(self, backend: Backend) -> bool:
+        """Whether a flight waits for a slot of a model."""
+        return bool(self._alone[backend.name]) or any(
+            flight.waits_for_slot and not (flight.landed or flight.flying)
+            for flight in self._for_slot[backend.name]
+        )
+
     def slot_freed(self, backend: Backend) -> None:
         """Take back a flight slot; the next that waits for one is served."""
         backend.in_flight -= 1

@@ -29,7 +29,9 @@ from askonce_loadtest.chaos.store import COMMAND_S, DRIVER, PATIENCE_S, Table
 from askonce_loadtest.servers.cluster import Cluster, How
 from askonce_loadtest.servers.node import Node
 from askonce_loadtest.servers.waiting import ServerFailed
+from askonce_queue.durability import HISTORY, unconfirmed
 from askonce_queue.shards import shard_tags
+from askonce_queue.store_config import StoreConfig
 from askonce_queue.topology import hash_tag
 
 T = TypeVar("T")
@@ -38,6 +40,7 @@ NODE_TIMEOUT_MS = 1_500
 LAST_WRITES_S = 1.0
 """How long before a failover writes may have been lost with the primary that dies."""
 WAIT_MS = 2_000
+_CONFIRMED = StoreConfig(url="redis://any", wait_replicas=1)
 WRITES = frozenset({"XADD", "UNLINK", "DEL", "EVAL"})
 """What the driver has a replica confirm: what it did must not be undone by a failover."""
 
@@ -187,12 +190,16 @@ class ClusterStore:
         if words[0] not in WRITES:
             return await self._send(node, *words)
         async with client.pipeline(transaction=False) as pipe:
+            # WAIT may confirm what was thrown away since: see durability.py.
+            pipe.execute_command(*HISTORY.words)
             pipe.execute_command(*words)
             pipe.execute_command("WAIT", 1, WAIT_MS)
-            results: list[Any] = await pipe.execute()
-        if int(results[1]) < 1:
-            raise RedisError("no replica has confirmed it")
-        return results[0]
+            pipe.execute_command(*HISTORY.words)
+            before, result, confirmed, after = await pipe.execute()
+        missing = unconfirmed(confirmed, _CONFIRMED, 1, before=before, after=after)
+        if missing:
+            raise RedisError(missing)
+        return result
 
     async def _send(self, node: Node, *words: bytes | str | int) -> Any:
         return await cast("Awaitable[Any]", self._client(node).execute_command(*words))

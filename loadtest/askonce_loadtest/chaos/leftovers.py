@@ -20,7 +20,9 @@ from askonce_queue.scripts import Call
 from askonce_queue.shards import shard_tags
 
 KNOWN_KEYS = re.compile(
-    rb"askonce:meta|(jobs|ids|owed|reply|beat|solo|dead|clients|a|stamp|last|lease|tries|stats|memory)"
+    rb"askonce:meta"
+    rb"|(jobs|ids|owed|reply|beat|solo|dead|clients|a|stamp|last|lease|tries|memory|stats|windows?"
+    rb"|hits|reviews|rules)"
     rb":\{\d+\}(:.*)?",
     re.DOTALL,
 )

@@ -5,7 +5,7 @@ local function drop_globs(stamp_key, most, oldest)
   local found = {}
   local fields = redis.call('HGETALL', stamp_key)
   for i = 1, #fields, 2 do
-    if string.sub(fields[i], 1, 1) == '*' then
+    if string.byte(fields[i]) == 1 then
       found[#found + 1] = {fields[i], tonumber(fields[i + 1]) or 0}
     end
   end

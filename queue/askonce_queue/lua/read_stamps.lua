@@ -2,9 +2,10 @@
 --
 -- KEYS  1 stamps · 2 last invalidation of tags
 -- ARGV  1 the inv already seen · 2 most tags to return
--- Returns {inv, base, tag, stamp, tag, stamp …}; keys stand as "\0digest", globs as "*glob". When more tags changed than fit, base is inv: the
--- reader then drops everything older. A new shard, or one that was lost, gets its stamps here: all
--- that a worker still remembers of it is older. O(log tags + changed). allow-oom.
+-- Returns {inv, base, tag, stamp, tag, stamp …}; keys and globs stand as in `invalidate.lua`. When
+-- something changed, all globs are told; when more tags changed than fit, base is inv: the reader
+-- then drops everything older. A new shard, or one that was lost, gets its stamps here: all that a
+-- worker still remembers of it is older. O(log tags + changed + globs). allow-oom.
 local stamp = redis.call('HMGET', KEYS[1], 'inv', 'base')
 if not stamp[1] then
   local now = string.format('%.0f', now_us())
@@ -25,7 +26,7 @@ if tonumber(stamp[1]) > tonumber(ARGV[1]) then
     end
     local fields = redis.call('HGETALL', KEYS[1])
     for i = 1, #fields, 2 do
-      if string.sub(fields[i], 1, 1) == '*' then
+      if string.byte(fields[i]) == 1 then
         result[#result + 1] = fields[i]
         result[#result + 1] = fields[i + 1]
       end

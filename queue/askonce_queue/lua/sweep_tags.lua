@@ -1,9 +1,9 @@
--- Drop the oldest invalidations of tags, keys and globs: those that can touch no answer any more, because they are
--- older than the longest TTL, and those beyond the bound.
+-- Drop the oldest invalidations of tags, keys and globs: those that can touch no answer any more,
+-- because they are older than the longest TTL, and those beyond the bound.
 --
 -- KEYS  1 stamps · 2 last invalidation of tags
 -- ARGV  1 count · 2 most tags kept · 3 most globs kept
--- Returns {0, dropped}. O(log tags + count). allow-oom. `base` rises to the latest invalidation
+-- Returns {0, dropped}. O(log tags + count + globs). allow-oom. `base` rises to the latest invalidation
 -- that is dropped, so whatever it still touches (a very long flight, or all that is beyond the
 -- bound) stays invalid, and some more with it.
 local max_ttl = tonumber(redis.call('HGET', KEYS[1], 'max_ttl_ms') or 0)

@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 
 from askonce_queue.reply import Answer, Usage
+from askonce_worker.observe.tally import ONE_HIT, worth_of
 
 HEADER = struct.Struct("<BBddddH")
 VERSION = 1
@@ -67,6 +68,7 @@ class Entry:
         "shard",
         "tags",
         "unread",
+        "worth",
     )
 
     def __init__(
@@ -93,6 +95,9 @@ class Entry:
         self.fresh_until = fresh_until
         self.created_ms = created_ms
         self.unread = unread
+        usage = answer.usage
+        self.worth = worth_of(usage.input_tokens, usage.output_tokens) if usage else ONE_HIT
+        """What a hit on it saves, packed (see `tally.py`)."""
 
     @property
     def size_bytes(self) -> int:

@@ -170,6 +170,11 @@ class KeyMaker:
         self._opaque_params = opaque_params
         self._text_prefixes: dict[str, bytes] = {}
 
+    @property
+    def digest(self) -> bytes:
+        """The task digest, 32 bytes."""
+        return self._digest
+
     def text_key(self, text: str | bytes, tenant: str = "", namespace: str = "") -> bytes:
         """Return the key of a question that is only `text` (as bytes: UTF-8), normalised before.
 

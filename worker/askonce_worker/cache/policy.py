@@ -63,7 +63,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     do not expire together; nothing lengthens one. For `stale_while_revalidate_s` after its TTL an
     answer is still served while one worker refreshes it; for `stale_if_error_s` it stands in when
     that fails. `hit_for_miss_s`: how long it is remembered that an answer was not admitted, so that
-    nobody waits for others to get one that can be kept.
+    nobody waits for others to get one that can be kept. `verify_share` of the hits are checked
+    against a fresh answer; where more than `max_disagreement` differ, `max_age_s` is lowered.
     """
 
     cacheable: bool = True
@@ -78,6 +79,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     min_confidence: float = 0.0
     never_cache_labels: frozenset[str] = frozenset()
     hit_for_miss_s: float = 10.0
+    verify_share: float = 0.0
+    max_disagreement: float | None = None
+    max_age_s: float = math.inf
+    """An older answer will not do, whoever asks; at 0 none will, and nothing is shared."""
 
     def __post_init__(self) -> None:
         lifetimes = {"ttl_s": self.ttl_s, "memory_ttl_s": self.memory_ttl_s}
@@ -92,12 +97,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     def plain(self) -> Control:
         """What an ask without wishes of its own accepts."""
         return Control(
-            least_left_s=-self.stale_while_revalidate_s, stale_if_error_s=self.stale_if_error_s
+            max_age_s=self.max_age_s,
+            least_left_s=-self.stale_while_revalidate_s,
+            stale_if_error_s=self.stale_if_error_s,
         )
 
     def control(self, asked: CacheControl) -> Control:
         """What an ask with wishes accepts: HTTP's meanings, under what the task allows."""
-        max_age_s = min(_or(asked.max_age_s, math.inf), _or(asked.ttl_s, math.inf))
+        asked_age_s = min(_or(asked.max_age_s, math.inf), _or(asked.ttl_s, math.inf))
         least_left_s = -_or(asked.max_stale_s, self.stale_while_revalidate_s)
         if asked.min_fresh_s is not None:
             least_left_s = asked.min_fresh_s
@@ -105,7 +112,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
             refresh=asked.no_cache,
             only_if_cached=asked.only_if_cached,
             no_store=asked.no_store,
-            max_age_s=max_age_s,
+            max_age_s=min(asked_age_s, self.max_age_s),
             least_left_s=least_left_s,
             stale_if_error_s=_or(asked.stale_if_error_s, self.stale_if_error_s),
             ttl_s=_or(asked.ttl_s, math.inf),
@@ -119,6 +126,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         The caller's word counts; but sampled answers are kept only where the task says that they
         are as good as any.
         """
+        if not self.max_age_s:
+            return "max_disagreement: too many of the answers differ from fresh ones"
         said = self.cacheable if asked is None or asked.cacheable is None else asked.cacheable
         if not said:
             return "cacheable: the caller says that it is not"
@@ -136,7 +145,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     def lifetime(self, answer: Answer, most_s: float, rng: random.Random) -> Lifetime:
         """How long to keep a new answer; `most_s` is the least of its askers' `ttl_s`."""
         ttl_s = self.ttl_by_label_s.get(answer.label or "", self.ttl_s)
-        ttl_s = max(LEAST_TTL_S, min(ttl_s, most_s) * (1 - self.jitter * rng.random()))
+        ttl_s = max(
+            LEAST_TTL_S, min(ttl_s, most_s, self.max_age_s) * (1 - self.jitter * rng.random())
+        )
         stale_s = max(self.stale_while_revalidate_s, self.stale_if_error_s)
         return Lifetime(
             max(1, int(ttl_s * 1000)),

@@ -15,6 +15,7 @@ class Sources:
     """Which source depends on which: name → names. A circle is as good as any order."""
 
     def __init__(self, depends_on: Mapping[str, Sequence[str]]) -> None:
+        self._depends_on = depends_on
         self._closures = {source_tag(name): _closure(name, depends_on) for name in depends_on}
 
     def close(self, tags: Iterable[str]) -> tuple[str, ...]:
@@ -27,6 +28,18 @@ class Sources:
             if tag.startswith(SOURCE_PREFIX):
                 closed.update(dict.fromkeys(self._closures.get(tag, ())))
         return tuple(closed)
+
+    def dependents(self, source: str) -> tuple[str, ...]:
+        """The tags of `source` and of all that depend on it, to invalidate it by.
+
+        An answer carries what its sources depended on when it was built; what has been written down
+        since then is found from here.
+        """
+        tag = source_tag(source)
+        return (
+            tag,
+            *(other for other, needs in self._closures.items() if tag in needs and other != tag),
+        )
 
 
 def _closure(name: str, depends_on: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

@@ -8,34 +8,25 @@ shard was seen within `bound_s`, so an invalidation reaches every worker within 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import anyio
 import structlog
 from redis.exceptions import RedisError
 
 from askonce_queue import answer_scripts
+from askonce_queue.answer_scripts import GLOB_MARK, KEY_MARK
 from askonce_queue.store import Store
 from askonce_worker.cache.entry import Entry
+from askonce_worker.cache.globs import Matches, glob_matcher
 from askonce_worker.clock import Clock
 
 MOST_TAGS = 10_000
 """Tags remembered a shard; past it everything older is treated as invalid (safe, and rare)."""
 
-KEY, GLOB = b"\0", b"*"
-"""What stands before a key, and before a glob, among the tags."""
 _WITHOUT_CHANGES = 2
 
-Matches = Callable[[bytes], object]
-
 log = structlog.get_logger("askonce.stamps")
-
-
-def glob_matcher(glob: bytes) -> Matches:
-    """As the scripts read a glob: `*` is any bytes, `?` one."""
-    pattern = re.escape(glob).replace(rb"\*", b".*").replace(rb"\?", b".")
-    return re.compile(pattern, re.DOTALL).fullmatch
 
 
 class Stamps:
@@ -51,6 +42,8 @@ class Stamps:
         self._last: list[dict[str, float]] = [{} for _ in shard_tags]
         self._keys: list[dict[bytes, float]] = [{} for _ in shard_tags]
         self._globs: list[dict[bytes, tuple[Matches, float]]] = [{} for _ in shard_tags]
+        self._latest: list[dict[str, float]] = [{} for _ in shard_tags]
+        """While there are globs: tag → its last invalidation, by name or by glob; a memo."""
         self._seen_at = [-math.inf] * len(shard_tags)
 
     def usable(self, entry: Entry, asker_tags: Sequence[str], key: bytes, now: float) -> bool:
@@ -61,6 +54,10 @@ class Stamps:
         return entry.built >= self._inv[shard] or self.valid(
             shard, entry.built, entry.tags, asker_tags, key
         )
+
+    def inv(self, shard: int) -> float:
+        """The stamp of a shard's newest invalidation, as last seen; infinite before it was."""
+        return self._inv[shard]
 
     def seen(self, shard: int, now: float) -> bool:
         """Whether a shard was looked at within the bound."""
@@ -77,17 +74,35 @@ class Stamps:
         """The validity rule of `look_up.lua`, on what was last seen; nothing is, at first."""
         if built >= self._inv[shard]:
             return True
-        if built < self._base[shard]:
+        keys = self._keys[shard]
+        if built < self._base[shard] or (keys and keys.get(key, 0.0) > built):
             return False
-        keys, last, globs = self._keys[shard], self._last[shard], self._globs[shard]
-        if keys and keys.get(key, 0.0) > built:
-            return False
-        if any(last.get(tag, 0.0) > built for tag in tags) or any(
-            last.get(tag, 0.0) > built for tag in asker_tags
-        ):
-            return False
-        newer = [match for match, stamp in globs.values() if stamp > built] if globs else ()
-        return not any(match(tag.encode()) for match in newer for tag in (*tags, *asker_tags))
+        if self._globs[shard]:
+            latest = self._latest_of
+            return not any(latest(shard, tag) > built for tag in (*tags, *asker_tags))
+        # Loops, because after an invalidation of anything every older hit comes by here.
+        stamp_of = self._last[shard].get
+        for tag in tags:
+            if stamp_of(tag, 0.0) > built:
+                return False
+        for tag in asker_tags:  # noqa: SIM110 -- see above
+            if stamp_of(tag, 0.0) > built:
+                return False
+        return True
+
+    def _latest_of(self, shard: int, tag: str) -> float:
+        """The last invalidation of a tag, 0 for none."""
+        memo = self._latest[shard]
+        latest = memo.get(tag)
+        if latest is None:
+            if len(memo) >= MOST_TAGS:
+                memo.clear()
+            latest, name = self._last[shard].get(tag, 0.0), tag.encode()
+            for matches, stamp in self._globs[shard].values():
+                if stamp > latest and matches(name):
+                    latest = stamp
+            memo[tag] = latest
+        return latest
 
     async def watch(self, shard: int) -> None:
         """Read what changed on a shard, for ever.
@@ -115,19 +130,20 @@ class Stamps:
 
     def _note(self, shard: int, result: list[bytes]) -> None:
         inv, base = float(result[0]), float(result[1])
-        last = self._last[shard]
+        last, keys, globs = self._last[shard], self._keys[shard], self._globs[shard]
         if len(result) > _WITHOUT_CHANGES:
-            self._globs[shard].clear()  # all of them come with every change
+            self._latest[shard].clear()
+            globs.clear()  # all of them come with every change
         for tag, stamp in zip(result[2::2], result[3::2], strict=True):
-            if tag[:1] == GLOB:
-                self._globs[shard][tag] = (glob_matcher(tag[1:]), float(stamp))
-            elif tag[:1] == KEY:
-                self._keys[shard][tag[1:]] = float(stamp)
+            if tag[:1] == GLOB_MARK:
+                globs[tag] = (glob_matcher(tag[1:]), float(stamp))
+            elif tag[:1] == KEY_MARK:
+                keys[tag[1:]] = float(stamp)
             else:
                 last[tag.decode()] = float(stamp)
-        if len(last) + len(self._keys[shard]) > MOST_TAGS:
+        if len(last) + len(keys) > MOST_TAGS:
             last.clear()
-            self._keys[shard].clear()
+            keys.clear()
             base = inv
         # A base raised here (too many tags) outlives the server's own, which is lower.
         known = self._base[shard]

@@ -161,7 +161,7 @@ class StoreTier:
             except (struct.error, msgspec.MsgspecError, UnicodeDecodeError) as error:
                 # Written by another version, or damaged: drop it, ask again.
                 log.warning("entry cannot be read", key=key.hex()[:16], error=str(error))
-                await self._forget(batch.shard, key)
+                await self.forget(batch.shard, key)
                 results.append(None)
             if self._lost and data[:1] == b"B" and data[1:] in self._lost:
                 ghosts.append(Release(key, data[1:]))
@@ -249,7 +249,8 @@ class StoreTier:
             raise StoreUnavailable("the attempt could not be counted: the store refused it")
         return int(counted)
 
-    async def _forget(self, shard: int, key: bytes) -> None:
+    async def forget(self, shard: int, key: bytes) -> None:
+        """Drop the stored answer of a key, whatever it is."""
         try:
             answer = names.answer_prefix(self._shard_tags[shard]) + key
             await self._store.send(answer, "UNLINK", answer)

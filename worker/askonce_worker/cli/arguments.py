@@ -31,9 +31,19 @@ class LaneName(enum.StrEnum):
     BULK = "bulk"
 
 
+class WindowName(enum.StrEnum):
+    """Of the rolling windows of `askonce stats`."""
+
+    MINUTE = "1m"
+    MINUTES = "5m"
+    HOUR = "1h"
+    DAY = "24h"
+    ALL = "all"
+
+
 def examples(*commands: str) -> str:
     """What stands below the help of a command; Markdown breaks lines after two blanks."""
-    return "**Examples**\n\n" + "  \n".join(commands)
+    return "**Examples**\n\n" + "  \n".join(commands).replace("*", r"\*")
 
 
 ConfigFile = Annotated[

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 from askonce_queue import names
 from askonce_queue.store import Store
 from askonce_worker.cli.loop import Failed
-from askonce_worker.config_units import parse_seconds
+from askonce_worker.cli.times import moment
 from askonce_worker.dead_letters import LetterId, Wanted
 
 
@@ -31,8 +30,8 @@ class Filters:
 
     def wanted(self, now_ms: int) -> Wanted:
         """What they choose, at a time of the store. Raises `Failed`."""
-        since_ms = _moment("--since", self.since, now_ms)
-        until_ms = _moment("--until", self.until, now_ms)
+        since_ms = moment("--since", self.since, now_ms)
+        until_ms = moment("--until", self.until, now_ms)
         if since_ms is not None and until_ms is not None and since_ms > until_ms:
             raise Failed("--since is later than --until: nothing can be both")
         return Wanted(self.code, self.task, self.tenant, self.client, since_ms, until_ms)
@@ -76,20 +75,3 @@ async def store_now_ms(store: Store) -> int:
     """The time of the store, Unix ms: letters are dated by it. Raises redis-py's errors."""
     seconds, micros = await store.send(names.META, "TIME")
     return int(seconds) * 1000 + int(micros) // 1000
-
-
-def _moment(option: str, text: str | None, now_ms: int) -> int | None:
-    """A time, Unix ms, given as an age or in ISO 8601 (local, unless it says otherwise)."""
-    if text is None:
-        return None
-    try:
-        return max(0, now_ms - round(1000 * parse_seconds(text)))
-    except ValueError:
-        pass
-    try:
-        return max(0, round(1000 * dt.datetime.fromisoformat(text).timestamp()))
-    except (ValueError, OverflowError, OSError) as error:
-        raise Failed(
-            f"{option}: expected an age like '2h' or a time like '2026-11-21T10:00', "
-            f"got {text[:60]!r}"
-        ) from error

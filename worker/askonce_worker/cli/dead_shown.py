@@ -14,13 +14,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from askonce_worker.cli.times import age, iso
 from askonce_worker.dead_letters import DeadLetter
 
 COLUMNS = ("id", "age", "code", "task", "client/job", "message")
 CUT = ("client/job", "message")
 TASK_WIDTH = 20
 _ENVELOPE = {b"v", b"c", b"i", b"p", b"r", b"n", b"g", b"d"}
-_AGES = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 
 class LetterJson(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -61,7 +61,7 @@ def as_json(letter: DeadLetter, now_ms: int) -> str:
     encoded = msgspec.json.encode(
         LetterJson(
             id=str(letter.id),
-            at=_iso(letter.id.ms),
+            at=iso(letter.id.ms),
             age_s=_age_s(letter, now_ms),
             code=letter.code,
             message=letter.message,
@@ -72,8 +72,8 @@ def as_json(letter: DeadLetter, now_ms: int) -> str:
             job=envelope.job_id,
             tenant=envelope.tenant,
             tags=envelope.tags,
-            enqueued_at=_iso(_enqueued_ms(letter)),
-            deadline_at=_iso(envelope.deadline_ms or None),
+            enqueued_at=iso(_enqueued_ms(letter)),
+            deadline_at=iso(envelope.deadline_ms or None),
             reply_to=letter.reply_to or None,
             obstacle=letter.obstacle,
             payload=raw,
@@ -203,22 +203,7 @@ def _age_s(letter: DeadLetter, now_ms: int) -> float:
 
 
 def _age(letter: DeadLetter, now_ms: int) -> str:
-    age_s = _age_s(letter, now_ms)
-    for unit_s, unit in _AGES:
-        if age_s >= unit_s:
-            return f"{age_s // unit_s:.0f}{unit}"
-    return "0s"
-
-
-def _iso(ms: int | None) -> str | None:
-    """A time for programs, in UTC; None for one that no calendar has."""
-    if ms is None:
-        return None
-    try:
-        moment = dt.datetime.fromtimestamp(ms / 1000, dt.UTC)
-    except (ValueError, OverflowError, OSError):
-        return None
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return age(_age_s(letter, now_ms))
 
 
 def _local(ms: int | None) -> str:

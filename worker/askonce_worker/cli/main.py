@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from askonce_worker.cli import dead
+from askonce_worker.cli import dead, hits, invalidate_options
 from askonce_worker.cli.arguments import (
     AsJson,
     Column,
@@ -24,6 +24,7 @@ from askonce_worker.cli.arguments import (
     LogStyle,
     TaskName,
     Version,
+    WindowName,
     examples,
 )
 
@@ -215,62 +216,50 @@ def enqueue(
     )
 
 
-@app.command(epilog=examples("askonce stats askonce.toml", "askonce stats askonce.toml --json"))
-def stats(config: ConfigFile, as_json: AsJson = False) -> None:
-    """Show what was answered from where, what waits, and who works.
-
-    Counts are of all workers since the store was set up; workers add to them once a second.
-    """
-    from askonce_worker.cli import stats as command
-
-    raise typer.Exit(command.main(command.Options(config=config, json=as_json)))
-
-
 @app.command(
     epilog=examples(
-        "askonce invalidate askonce.toml --task intent",
-        "askonce invalidate askonce.toml --tag policy:2026-11 --tag customer:42",
-        "askonce invalidate askonce.toml --all",
+        "askonce stats askonce.toml",
+        "askonce stats askonce.toml --watch --window 5m",
+        "askonce stats askonce.toml --task intent",
+        "askonce stats askonce.toml --json | jq '.windows[\"1h\"].total.hit_rate'",
     )
 )
-def invalidate(
+def stats(
     config: ConfigFile,
-    task: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", show_default=False, help="All answers of a task."),
-    ] = None,
-    tag: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TAG", show_default=False, help="All answers with a tag."),
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All answers.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Accept a task that is not in CONFIG.")
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it anew each second, until Ctrl-C.")
     ] = False,
+    window: Annotated[
+        WindowName, typer.Option(help="Of the verdict and of the tables by task and tenant.")
+    ] = WindowName.DAY,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="NAME", show_default="all tasks", help="One task alone."),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Never serve again what was answered until now.
+    """Show what was answered from where, whether the cache pays, what it costs, and what waits.
 
-    What is being asked at this moment is not kept either.
+    Counts are of all workers; they add to them once a second. docs/STATS.md explains each figure.
+    With --json everything is printed, whatever --window and --task say; with --watch too, an object
+    a line.
 
-    Exit code: 0 done, 1 incomplete (a shard or replica has not confirmed: repeat it), 2 usage or
-    configuration, 69 no store.
+    Exit code: 0 done, 2 usage or configuration, 69 no store, 130 after Ctrl-C.
     """
-    from askonce_worker.cli import invalidate as command
+    from askonce_worker.cli import stats as command
 
     raise typer.Exit(
         command.main(
             command.Options(
-                config=config,
-                tasks=task or [],
-                tags=tag or [],
-                everything=everything,
-                force=force,
+                config=config, json=as_json, watch=watch, window=window.value, task=task
             )
         )
     )
 
 
+app.command(epilog=invalidate_options.EXAMPLES)(invalidate_options.invalidate)
 app.add_typer(dead.app, name="dead")
+app.add_typer(hits.app, name="hits")
 
 
 @app.command(epilog=examples("askonce doctor askonce.toml", "askonce doctor askonce.toml --json"))

@@ -20,7 +20,7 @@ from askonce_queue.errors import ClientNameInUse
 from askonce_queue.ledger import NAME_TTL_MS
 from askonce_queue.store import Store
 from askonce_queue.store_config import StoreConfig
-from askonce_worker.build import build_tasks, open_models, open_store
+from askonce_worker.build import build_sources, build_tasks, open_models, open_store
 from askonce_worker.cli import loop, progress, summary
 from askonce_worker.cli.asking import Asking
 from askonce_worker.cli.inputs import known_task, limits_of, reader_of
@@ -131,7 +131,12 @@ async def _worker(
         worker.stop()
 
     async with open_models(settings) as backends:
-        worker = Worker(location, build_tasks(settings, backends), settings.worker)
+        worker = Worker(
+            location,
+            build_tasks(settings, backends),
+            settings.worker,
+            sources=build_sources(settings),
+        )
         signals.stop, signals.hurry = stop, hurry
         async with worker.running():
             yield worker

@@ -1,4 +1,4 @@
-"""`askonce stats`: what the fleet has done, and what waits."""
+"""`askonce stats`: what the fleet has done, what it cost, and what waits."""
 
 from __future__ import annotations
 
@@ -6,17 +6,36 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
 import msgspec
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from redis.exceptions import RedisError
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
 
 from askonce_worker.cli import loop
-from askonce_worker.cli.loop import Signals
+from askonce_worker.cli.loop import Failed, Signals
 from askonce_worker.cli.opened import opened
-from askonce_worker.config import load_settings
-from askonce_worker.observe.totals import HIT_SOURCES, FleetState, TaskTotals, read_fleet
+from askonce_worker.cli.stats_checks import ChecksReader, Everything, checks, reviews
+from askonce_worker.cli.stats_money import accounts, money
+from askonce_worker.cli.stats_numbers import now, tasks, verdict, windows
+from askonce_worker.cli.stats_view import Section, View
+from askonce_worker.config import Settings, TaskConfig, load_settings
+from askonce_worker.observe.totals import Terms
+
+EVERY_S = 1.0
+SECTIONS: tuple[tuple[Section, ...], ...] = (
+    (windows, money),
+    (verdict,),
+    (checks, reviews),
+    (tasks, accounts),
+    (now,),
+)
+"""What is shown, from top to bottom; side by side where there is room.
+
+A new section is one more function of the view, here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +44,9 @@ class Options:
 
     config: Path
     json: bool
+    watch: bool = False
+    window: str = "24h"
+    task: str | None = None
 
 
 def main(options: Options) -> int:
@@ -35,64 +57,76 @@ def main(options: Options) -> int:
 async def _run(options: Options, _signals: Signals) -> int:
     settings = load_settings(options.config)
     async with opened(settings) as store:
-        state = await read_fleet(store, settings.worker.pool)
-    if options.json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(state)))
-        return loop.OK
-    console = Console()
-    console.print(_tasks_table(state))
-    console.print(_fleet_table(state))
+        reader = ChecksReader(store, settings, terms_of(settings))
+        if options.watch:
+            await _watch(options, settings, reader)
+        else:
+            state = await reader.read()
+            _check_task(options, settings, state)
+            if options.json:
+                typer.echo(msgspec.json.format(msgspec.json.encode(state)))
+            else:
+                Console().print(_shown(options, settings, state))
     return loop.OK
 
 
-def _tasks_table(state: FleetState) -> Table:
-    """One row a task: where its answers came from and what they cost."""
-    shown = [s for s in HIT_SOURCES if state.total.hits[s] or s not in ("semantic", "stale")]
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title="Tasks", title_justify="left")
-    table.add_column("task")
-    for name in ("answered", *shown, "model", "hit rate", "calls", "errors"):
-        table.add_column(name, justify="right")
+async def _watch(options: Options, settings: Settings, reader: ChecksReader) -> None:
+    """Show the state once a second, until Ctrl-C."""
+    state = await reader.read()
+    _check_task(options, settings, state)
+    if options.json:
+        while True:
+            typer.echo(msgspec.json.encode(state))
+            await anyio.sleep(EVERY_S)
+            state = await reader.read()
+    console = Console()
+    view: RenderableType = _shown(options, settings, state)
+    try:
+        with Live(view, console=console, screen=console.is_terminal, auto_refresh=False) as live:
+            while True:
+                live.update(view, refresh=True)
+                await anyio.sleep(EVERY_S)
+                try:
+                    state = await reader.read()
+                except (RedisError, OSError) as error:
+                    view = Group(Text(f"The store cannot be read: {error}", "bold red"), view)
+                    live.update(view, refresh=True)
+                    await anyio.sleep(EVERY_S)
+                view = _shown(options, settings, state)
+    finally:
+        if console.is_terminal:  # what was on its own screen is gone with that
+            console.print(view)
 
-    def row(name: str, totals: TaskTotals, style: str = "") -> None:
-        table.add_row(
-            name,
-            f"{totals.answered:,}",
-            *(f"{totals.hits[source]:,}" for source in shown),
-            f"{totals.misses:,}",
-            f"{totals.hit_rate:.1%}" if totals.hit_rate is not None else "-",
-            f"{sum(totals.model_calls.values()):,}",
-            f"{totals.errors:,}",
-            style=style,
-        )
 
-    for task, totals in state.tasks.items():
-        row(task, totals)
-    row("all", state.total, style="bold")
-    return table
-
-
-def _fleet_table(state: FleetState) -> Table:
-    table = Table(
-        box=box.SIMPLE, show_header=False, padding=(0, 1, 0, 0), title="Now", title_justify="left"
+def terms_of(settings: Settings) -> Terms:
+    """What the configuration knows of lives and costs."""
+    return Terms(
+        lives_s={name: _life_s(task) for name, task in settings.tasks.items()},
+        store_per_hour=settings.costs.store_per_hour,
+        currency=settings.costs.currency,
     )
-    table.add_column()
-    table.add_column()
-    table.add_row("live workers", f"{len(state.workers)} in pool {state.pool!r}")
-    for lane, jobs in state.lanes.items():
-        deferred = f", {jobs.deferred:,} deferred" if jobs.deferred else ""
-        waits = jobs.backlog or jobs.deferred
-        oldest = f", the oldest for {jobs.oldest_s:,.1f} s" if waits else ""
-        about = f"{jobs.pending:,} pending{deferred}{oldest}"
-        table.add_row(f"backlog {lane}", f"{jobs.backlog:,} ({about})")
-    dropped = state.dead_letters_dropped
-    older = f" ({dropped:,} older ones were dropped to make room)" if dropped else ""
-    table.add_row("dead letters", f"{state.dead_letters:,}{older}")
-    table.add_row("answers in the store", f"{state.answers:,}")
-    most = state.store_max_bytes
-    limit = f" of {most / 2**20:,.0f} MB" if most else ", no limit"
-    table.add_row("store memory", f"{state.store_bytes / 2**20:,.1f} MB{limit}")
-    for name, calls in (("model calls", state.total.model_calls), ("failed", state.total.failures)):
-        if calls:
-            text = ", ".join(f"{reason} {count:,}" for reason, count in calls.items())
-            table.add_row(name, text)
-    return table
+
+
+def _life_s(task: TaskConfig) -> float:
+    cache = task.cache
+    stale_s = max(cache.stale_while_revalidate_s, cache.stale_if_error_s)
+    return max(cache.ttl_s, *cache.ttl_by_label_s.values(), 0.0) + stale_s
+
+
+def _check_task(options: Options, settings: Settings, state: Everything) -> None:
+    """Refuse a task that nobody knows."""
+    known = {*settings.tasks, *state.tasks}
+    if options.task is not None and options.task not in known:
+        there = ", ".join(sorted(known)) or "none"
+        raise Failed(f"no task {options.task!r} is configured or was ever counted; tasks: {there}")
+
+
+def shown(view: View) -> RenderableType:
+    """All sections that have something to say."""
+    rows = [[part for section in row if (part := section(view))] for row in SECTIONS]
+    return Group(*(Columns(row, padding=(0, 4)) if len(row) > 1 else row[0] for row in rows if row))
+
+
+def _shown(options: Options, settings: Settings, state: Everything) -> RenderableType:
+    prompts = {name: task.system or "" for name, task in settings.tasks.items()}
+    return shown(View(state, options.window, options.task, prompts, state.checks, state.reviews))

@@ -16,7 +16,7 @@ import anyio
 
 from askonce_queue.errors import ConfigError
 from askonce_queue.store_config import StoreConfig
-from askonce_worker.build import build_tasks, open_models, open_store
+from askonce_worker.build import build_sources, build_tasks, open_models, open_store
 from askonce_worker.cli import loop
 from askonce_worker.cli.loop import Signals
 from askonce_worker.config import Settings, load_settings
@@ -63,7 +63,7 @@ async def _serve(options: Options, settings: Settings, signals: Signals) -> int:
         anyio.create_task_group() as tasks,
     ):
         task_table = build_tasks(settings, backends)
-        worker = Worker(location, task_table, settings.worker)
+        worker = Worker(location, task_table, settings.worker, sources=build_sources(settings))
         models = {name: task.backend.name for name, task in task_table.items()}
         stopped = anyio.Event()
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from askonce_worker.observe.money import NANO
+
 
 class Family(NamedTuple):
     """One metric of several counters.
@@ -23,6 +25,8 @@ class Family(NamedTuple):
     label: str = ""
     by: tuple[str, ...] = ("task",)
     """The labels before that one."""
+    parts: int = 1
+    """What is counted is such a part of what is shown."""
 
 
 def _each(prefix: str, *values: str) -> dict[str, str]:
@@ -57,14 +61,14 @@ BY_TASK = (
         _each(
             "flights_",
             *("hit", "filled", "fenced", "merged", "invalidated", "unkept"),
-            *("rejected", "exhausted", "deferred", "no_store"),
+            *("unadmitted", "not_cached", "rejected", "exhausted", "deferred", "no_store"),
         ),
         label="end",
     ),
     Family(
         "askonce_model_calls",
         "Model calls, retries included, by why they were made.",
-        _each("calls_", "fill", "retry", "takeover", "bypass"),
+        _each("calls_", "fill", "retry", "takeover", "refresh", "bypass", "verify"),
         label="reason",
         by=("task", "model"),
     ),
@@ -94,6 +98,61 @@ BY_TASK = (
         "Answers that were replied and not kept, because their lease was lost.",
         {"flights_fenced": ""},
     ),
+    Family(
+        "askonce_shadow_checks",
+        "Hits that were to be held against a fresh answer, by what came of it.",
+        _each("verify_", "agree", "differ", "void", "dropped"),
+        label="verdict",
+    ),
+    Family(
+        "askonce_shadow_replacements",
+        "Stored answers that differed from a fresh one and gave way to it.",
+        {"verify_replaced": ""},
+    ),
+    Family(
+        "askonce_age_limits",
+        "Changes of how old an answer may be (max_disagreement).",
+        _each("limits_", "set", "off", "lifted"),
+        label="change",
+    ),
+    Family(
+        "askonce_fills",
+        "Answers written to the store.",
+        {"fills": ""},
+    ),
+    Family(
+        "askonce_first_reads",
+        "Stored answers that somebody was served from for the first time, told by this worker.",
+        {"first_reads": ""},
+    ),
+    Family(
+        "askonce_tokens",
+        "Tokens of model calls, as far as their API reports them.",
+        {"input_tokens": "input", "output_tokens": "output"},
+        label="direction",
+        by=("task", "model"),
+    ),
+    Family(
+        "askonce_tokens_saved",
+        "Tokens of the calls whose answers were used again.",
+        {"saved_input_tokens": "input", "saved_output_tokens": "output"},
+        label="direction",
+        by=("task", "model"),
+    ),
+    Family(
+        "askonce_cost_spent",
+        "What model calls cost, in the currency of the configured prices.",
+        {"spent_nano": ""},
+        by=("task", "model"),
+        parts=NANO,
+    ),
+    Family(
+        "askonce_cost_avoided",
+        "What the calls had cost whose answers were used again, in the same currency.",
+        {"avoided_nano": ""},
+        by=("task", "model"),
+        parts=NANO,
+    ),
 )
 BY_WORKER = (
     Family(
@@ -113,6 +172,12 @@ BY_WORKER = (
         "askonce_dead_letters_dropped",
         "Dead letters that gave way to newer ones (max_dead).",
         {"dead_letters_dropped": ""},
+        by=(),
+    ),
+    Family(
+        "askonce_logged_hits_dropped",
+        "Hits logged for review that gave way to newer ones (max_hits), or could not be written.",
+        {"hits_dropped": ""},
         by=(),
     ),
 )

@@ -25,9 +25,9 @@ from prometheus_client.registry import Collector
 from askonce_worker.observe.backlog import Backlog, LaneState
 from askonce_worker.observe.counters import Counters
 from askonce_worker.observe.families import BY_TASK, BY_WORKER, Family
+from askonce_worker.observe.fields import WORKER
 from askonce_worker.observe.health import Health, Signs, Verdict
 from askonce_worker.observe.histogram import CALL_BOUNDS_S, Histogram
-from askonce_worker.observe.totals import WORKER
 
 
 class WorkerMetrics(Collector):
@@ -69,8 +69,10 @@ class WorkerMetrics(Collector):
         for task, model in models.items():
             for counter, value in family.counters.items():
                 given = {"task": task, "model": model, family.label: value}
+                amount = counts.get((task, counter), 0)
                 metric.add_metric(
-                    [given[label] for label in labels], counts.get((task, counter), 0)
+                    [given[label] for label in labels],
+                    amount / family.parts if family.parts > 1 else amount,
                 )
         return metric
 

@@ -17,6 +17,7 @@ from askonce_queue.queue_scripts import Lane
 from askonce_queue.reply import ErrorCode
 from askonce_worker.cache.key import effective_params, must_bypass
 from askonce_worker.cache.sources import Sources
+from askonce_worker.hits.inputs import input_text
 from askonce_worker.models.protocol import Question
 from askonce_worker.pool.delivery import Delivery, Outlet
 from askonce_worker.tasks import Task
@@ -110,7 +111,8 @@ class Decoder:
                                     text,
                                     task.key_maker.text_key(encoded, ""),
                                     task.tags,
-                                    task.cacheable,
+                                    task.cacheable
+                                    and (task.kept_out is None or not task.kept_out(text)),
                                     outlet,
                                 )
                             )
@@ -157,6 +159,9 @@ class Decoder:
             if asked is not None:
                 check_control(asked)
             bypass = bypass or task.policy.why_not_cacheable(asked, question.params)
+            kept_out = task.kept_out
+            if bypass is None and kept_out is not None and kept_out(input_text(question)):
+                bypass = "rule: a review of hits has kept such inputs from the cache"
             namespace = asked.namespace if asked is not None else ""
             key = task.key_maker.question_key(question, envelope.tenant, namespace)
         except (InvalidJob, UnicodeEncodeError) as error:

@@ -20,6 +20,7 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from askonce_queue import answer_scripts, names, queue_scripts
+from askonce_queue.buckets import OTHERS
 from askonce_queue.queue_scripts import Lane
 from askonce_queue.scripts import Call
 from askonce_queue.store import Store
@@ -39,8 +40,7 @@ MOST_TAGS = 1_000_000
 """Invalidations of tags kept in one shard; beyond them all older answers are invalid."""
 MOST_TOTALS = 10_000
 """Fields of the totals kept in one shard."""
-OTHERS = "(others)"
-"""The task that takes the totals of those that do not fit."""
+HIT_RETAIN_S = 14 * 86_400.0
 
 log = structlog.get_logger("askonce.sweep")
 
@@ -56,6 +56,7 @@ class Sweep:
         every_s: float,
         client_retain_s: float,
         lease_ttl_s: float,
+        hit_retain_s: float = HIT_RETAIN_S,
         rng: random.Random | None = None,
     ) -> None:
         by_shard: defaultdict[str, list[Lane]] = defaultdict(list)
@@ -67,6 +68,7 @@ class Sweep:
                 shard_lanes,
                 retain_ms=int(client_retain_s * 1000),
                 lease_grace_ms=int(LEASE_GRACE * lease_ttl_s * 1000),
+                hit_retain_ms=int(hit_retain_s * 1000),
             )
             for shard_lanes in by_shard.values()
         ]
@@ -99,7 +101,13 @@ class _ShardSweep:
     """Sweeps one shard, and remembers how far it is."""
 
     def __init__(
-        self, store: Store, lanes: Sequence[Lane], *, retain_ms: int, lease_grace_ms: int
+        self,
+        store: Store,
+        lanes: Sequence[Lane],
+        *,
+        retain_ms: int,
+        lease_grace_ms: int,
+        hit_retain_ms: int,
     ) -> None:
         self._store = store
         self._lanes = lanes
@@ -107,6 +115,7 @@ class _ShardSweep:
         self._beats = names.beats(self._tag, lanes[0].pool)
         self._retain_ms = retain_ms
         self._lease_grace_ms = lease_grace_ms
+        self._hit_retain_ms = hit_retain_ms
         self._cursors: defaultdict[str, int] = defaultdict(int)
         self._listed: list[bytes] = []
 
@@ -169,6 +178,8 @@ class _ShardSweep:
             "totals": queue_scripts.sweep_stats(
                 tag, cursor=at["totals"], count=COUNT, most=MOST_TOTALS, others=OTHERS
             ),
+            "windows": queue_scripts.sweep_windows(tag, count=COUNT),
+            "hits": queue_scripts.sweep_hits(tag, self._hit_retain_ms),
         }
 
     async def _dead_consumers(self) -> int:

@@ -1,6 +1,7 @@
 """One worker process: starts the loops in order, and stops them in reverse.
 
-    resolver → outbox → heartbeat → intakes → reclaim → sweep → counters
+    resolver → outbox → heartbeat → intakes → reclaim → sweep → rules → hit log → counters → shadow
+    checks
 
 Drain: no more fetches; what is under way gets the grace period; the rest is handed to `returned`;
 replies are settled; the consumer leaves. A second signal cuts the grace period short.
@@ -26,8 +27,11 @@ from askonce_queue.queue_scripts import LANES, Lane
 from askonce_queue.scripts import CHUNK
 from askonce_queue.store import Store
 from askonce_queue.store_config import StoreConfig
+from askonce_worker.cache.sources import Sources
 from askonce_worker.clock import Clock, SystemClock
 from askonce_worker.config import WorkerConfig
+from askonce_worker.hits.log import HitLog
+from askonce_worker.hits.rulebook import AppliedRules, RuleBook
 from askonce_worker.observe.counters import Counters
 from askonce_worker.observe.health import ShardVitals, Vitals
 from askonce_worker.pool.beat import Beat
@@ -41,6 +45,8 @@ from askonce_worker.pool.outbox import Outbox
 from askonce_worker.pool.reclaim import Reclaim
 from askonce_worker.pool.sweep import Sweep
 from askonce_worker.resolver import Resolver
+from askonce_worker.shadow.guard import Guard
+from askonce_worker.shadow.sampler import ShadowChecks
 from askonce_worker.tasks import Task
 
 BURST_CHECK_S = 0.05
@@ -64,6 +70,7 @@ class Worker:
         config: WorkerConfig,
         *,
         shards: int = 1,
+        sources: Sources | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -116,6 +123,25 @@ class Worker:
             config.heartbeat_ttl_s,
         )
         self._task_table = tasks
+        self._checks = ShadowChecks(
+            self.resolver.verifier, tasks.values(), self.counters, self._clock, self._rng
+        )
+        if self._checks:
+            self.resolver.watchers.append(self._checks.note)
+        self._guard = Guard(
+            self._commands,
+            tasks.values(),
+            forget=self.resolver.memory.clear,
+            counters=self.counters,
+            rng=self._rng,
+        )
+        self._sources = sources
+        self._hit_log = HitLog(
+            self._commands, tasks.values(), self._clock, self.counters, max_hits=config.max_hits
+        )
+        if self._hit_log.active:
+            self.resolver.watchers.append(self._hit_log.note)
+        self._rules = AppliedRules(RuleBook(self._commands), tasks)
         self._intakes: dict[str, Intake] = {}
 
     def stop(self) -> None:
@@ -174,6 +200,7 @@ class Worker:
             await check_shards(self._commands)
             # A shard that is down gets its groups from its intake, when it is back.
             await self._commands.run_many(list(map(queue_scripts.ensure_group, self.lanes)))
+            await self._rules.follow()  # before the first job
             async with self.resolver.running(), anyio.create_task_group() as tasks:
                 intakes = self._start(tasks)
                 log.info("worker started", consumer=self.consumer, shards=len(self._tags))
@@ -215,10 +242,21 @@ class Worker:
             every_s=self.config.sweep_every_s,
             client_retain_s=self.config.client_retain_s,
             lease_ttl_s=self.config.lease_ttl_s,
+            hit_retain_s=self.config.hit_retain_s,
             rng=self._rng,
         )
         tasks.start_soon(sweep.run)
+        tasks.start_soon(self._rules.run)
+        if self._hit_log.active:
+            for shard in range(len(self._tags)):
+                tasks.start_soon(self._hit_log.run, shard)
         tasks.start_soon(self.counters.flush_forever, self._commands, self._tags[0])
+        for shard in range(len(self._tags)):
+            tasks.start_soon(self.counters.first_reads.tell_forever, self._commands, shard)
+        if self._checks:
+            tasks.start_soon(self._checks.run)
+        if self._guard:
+            tasks.start_soon(self._guard.run)
         return tasks
 
     def _intake(self, tag: str) -> Intake:
@@ -229,7 +267,7 @@ class Worker:
             beat=self._beat,
             gate=self._gate,
             held=self._held,
-            decoder=Decoder(self._task_table, self._outboxes[tag]),
+            decoder=Decoder(self._task_table, self._outboxes[tag], sources=self._sources),
             resolve=self.resolver.resolve,
             outbox=self._outboxes[tag],
             clock=self._clock,
@@ -302,8 +340,9 @@ class Worker:
         for result in await self._commands.run_many(calls):
             if isinstance(result, Exception):
                 log.warning("the consumer could not be removed: a sweep will", error=str(result))
+        await self._hit_log.flush_all()
         try:
-            await self.counters.flush(self._commands, self._tags[0])
+            await self.counters.finish(self._commands)
         except (RedisError, OSError) as error:
             log.warning("the last counts are lost", error=str(error))
 

@@ -1,0 +1,12 @@
+-- Drop the buckets of counts whose time is over.
+--
+-- KEYS  1 names of buckets, by the time at which they may go
+-- ARGV  1 count · 2 a bucket's key up to its name
+-- Returns {0, dropped}. O(log buckets + count). allow-oom.
+local over = string.format('%.0f', now_ms())
+local names = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', over, 'LIMIT', 0, ARGV[1])
+for _, name in ipairs(names) do
+  redis.call('UNLINK', ARGV[2] .. name)
+  redis.call('ZREM', KEYS[1], name)
+end
+return {0, #names}
