@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -303,3 +304,30 @@ async def test_a_refresh_that_loses_its_lease_ends(
         assert (await ask(resolver, task, "x")).source == "stale"
         await assert_at_rest(store, resolver, task)
         assert resolver.counters.total("flights_merged") == 1
+
+
+async def test_what_was_invalidated_meanwhile_does_not_stand_in(
+    store: redis.asyncio.Redis, time: VirtualTime
+) -> None:
+    """The model was asked before, and fails after."""
+    gate = asyncio.Event()
+
+    async def behave(_text: str, number: int) -> None:
+        if number > 1:
+            await gate.wait()
+            raise Rejection("rejected", "400")
+
+    model = StepModel(behave=behave)
+    task = make_task(model, ttl_s=60, stale_if_error_s=600)
+    async with time.resolver() as resolver:
+        first = Waiter(task, "x", tags=["a"])
+        resolver.resolve([first])
+        await first.outcome()
+        await time.advance(61)
+        waiter = Waiter(task, "x")
+        resolver.resolve([waiter])
+        await eventually(lambda: model.in_flight == 1)
+        await run(store, answer_scripts.invalidate("0", everything=False, tags=["a"]))
+        await resolver.stamps.read(0)
+        gate.set()
+        assert (await waiter.outcome()).error is not None

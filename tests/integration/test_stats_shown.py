@@ -100,7 +100,7 @@ async def test_tenants_have_accounts(askonce_store: Store) -> None:
     assert "since the store was set up" in text
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [80, 160])
 async def test_it_fits(askonce_store: Store, columns: int) -> None:
     """Side by side where there is room."""
     text = await seen(askonce_store, counted(100, 200), columns=columns)

@@ -7,6 +7,8 @@ the `askonce` command; in your own process:
         result = await cache.get_or_call("summaries", {"document": text}, lambda: summarise(text))
 """
 
-from askonce_worker.library import AnswerCache, CallFailed, Result, cached
+from askonce_worker.calling import CallFailed
+from askonce_worker.decorator import cached
+from askonce_worker.library import AnswerCache, Result
 
 __all__ = ["AnswerCache", "CallFailed", "Result", "cached"]

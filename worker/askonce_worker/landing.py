@@ -9,6 +9,7 @@ import structlog
 from askonce_queue.reply import ErrorInfo, Source
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.memory import MemoryTier
+from askonce_worker.cache.stamps import Stamps
 from askonce_worker.clock import Clock
 from askonce_worker.flights import Ask, Flight, FlightEnd, Flights, HitWatcher, SeenHit
 from askonce_worker.observe.counters import Counters
@@ -25,12 +26,14 @@ class Landing:
         memory: MemoryTier[Entry],
         clock: Clock,
         counters: Counters,
+        stamps: Stamps,
         watchers: Sequence[HitWatcher],
     ) -> None:
         self._flights = flights
         self._memory = memory
         self._clock = clock
         self._counters = counters
+        self._stamps = stamps
         self._watchers = watchers
 
     def hit(self, flight: Flight, entry: Entry) -> None:
@@ -90,12 +93,20 @@ class Landing:
         self._end(flight, end)
         spare, now = flight.spare, self._clock.monotonic()
         for ask in flight.asks:
-            most_s = (ask.control or ask.task.plain_control).stale_if_error_s
-            if spare is not None and most_s > 0 and now - spare.fresh_until < most_s:
+            if spare is not None and self._may_stand_in(spare, ask, now):
                 self.serve([ask], spare, "stale", now)
             else:
                 self._counters.count(flight.task.name, "errors")
                 ask.failed(error, cause)
+
+    def _may_stand_in(self, spare: Entry, ask: Ask, now: float) -> bool:
+        """Whether a stale answer may be served instead of an error.
+
+        It was valid when the store was asked; what was invalidated since is for the stamps to say.
+        """
+        most_s = (ask.control or ask.task.plain_control).stale_if_error_s
+        young = most_s > 0 and now - spare.fresh_until < most_s
+        return young and self._stamps.usable(spare, ask.tags, ask.key, now)
 
     def count_outage(self, flight: Flight) -> None:
         """The model is asked although nobody knows whether the store has the answer."""

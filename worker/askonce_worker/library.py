@@ -12,9 +12,6 @@ or a type that msgspec turns into JSON and back (structs, dataclasses, typed dic
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import inspect
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -27,7 +24,6 @@ from typing import (
     ParamSpec,
     Self,
     TypeVar,
-    get_type_hints,
     overload,
 )
 
@@ -46,18 +42,18 @@ from askonce_queue.job import (
     source_tag,
     valid_name,
 )
-from askonce_queue.reply import Answer, ErrorInfo, Source
+from askonce_queue.reply import ErrorInfo, Source
 from askonce_queue.store import Store
 from askonce_queue.store_config import StoreConfig
-from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.globs import is_glob
 from askonce_worker.cache.invalidation import Invalidation, invalidate
 from askonce_worker.cache.key import KeyMaker, task_digest
-from askonce_worker.cache.policy import Control, Policy
+from askonce_worker.cache.policy import Policy
 from askonce_worker.cache.sources import Sources
 from askonce_worker.cache.survey import Limits
 from askonce_worker.cache.tags import task_tag
-from askonce_worker.models.protocol import Prompt, Question, Rejection
+from askonce_worker.calling import CallAsk, CallModel, CallQuestion
+from askonce_worker.models.protocol import Prompt, Question
 from askonce_worker.models.retry import RetryPolicy
 from askonce_worker.observe.counters import Counters
 from askonce_worker.observe.log import hand_to_standard_logging
@@ -69,13 +65,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 DEFAULT_PATIENCE_S = 600.0
-
-
-class CallFailed(AskonceError):
-    """The call failed in another process a moment ago, or for reasons of the cache itself.
-
-    Where it failed in this process, its own exception is raised instead.
-    """
 
 
 class Result(msgspec.Struct, Generic[T], frozen=True):
@@ -124,9 +113,9 @@ class AnswerCache:
             counters=self.counters,
             rng=random.Random(),
         )
-        self._backend = Backend("calls", _CallModel(), max_calls, DEFAULT_PATIENCE_S)
+        self._backend = Backend("calls", CallModel(), max_calls, DEFAULT_PATIENCE_S)
         self._tasks: dict[tuple[object, ...], Task] = {}
-        self._waiting: set[_Ask] = set()
+        self._waiting: set[CallAsk] = set()
         self._opened = False
         self._host = Host(self._running())
 
@@ -169,7 +158,7 @@ class AnswerCache:
             raise
         ended.add_done_callback(self._fail_all)
         self._opened = True
-        _open.append(self)
+        OPEN.append(self)
         return self
 
     async def __aexit__(
@@ -179,7 +168,7 @@ class AnswerCache:
         traceback: TracebackType | None,
     ) -> None:
         self._opened = False
-        _open.remove(self)
+        OPEN.remove(self)
         await self._host.close()
 
     def _fail_all(self, _ended: object) -> None:
@@ -267,8 +256,8 @@ class AnswerCache:
             check_control(control)
         times = _Times(ttl_s, memory_ttl_s, stale_while_revalidate_s, stale_if_error_s)
         task = self._task(name, version, times, remember_failure_s)
-        question = _CallQuestion(params={"key": key}, call=call)
-        ask = _Ask(
+        question = CallQuestion(params={"key": key}, call=call)
+        ask = CallAsk(
             task,
             task.key_maker.question_key(question, tenant, control.namespace if control else ""),
             question,
@@ -371,73 +360,6 @@ class AnswerCache:
         return task
 
 
-def _key_maker(name: str, version: str) -> KeyMaker:
-    digest = task_digest(
-        model_identity={"kind": "call", "name": name, "version": version},
-        prompt=Prompt(),
-        normalize=(),
-    )
-    return KeyMaker(digest, shared=False, opaque_params=True)
-
-
-_open: list[AnswerCache] = []
-
-
-def cached(
-    *,
-    name: str,
-    version: str = "",
-    cache: AnswerCache | None = None,
-    ttl_s: float = 86_400.0,
-    memory_ttl_s: float = 300.0,
-    tags: Sequence[str] = (),
-) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
-    """Let equal calls of an async function share one result, across tasks and processes.
-
-    The key is `name`, `version` and the arguments, which must be JSON values; change `version` when
-    the function changes. The value is converted to the function's annotated return type. `cache`
-    defaults to the one `AnswerCache` that is open when the function is called.
-
-    Raises what `AnswerCache.get_or_call` raises, and `AskonceError` when no cache is open.
-    """
-
-    def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-        signature = inspect.signature(function)
-        returns: list[Any] = []
-
-        @functools.wraps(function)
-        async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-            if not returns:  # at the first call, when every annotated name exists
-                returns.append(get_type_hints(function).get("return", Any))
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            result = await (cache or _the_open_cache()).get_or_call(
-                name,
-                dict(bound.arguments),
-                lambda: function(*args, **kwargs),
-                returns=returns[0],
-                version=version,
-                tags=tags,
-                ttl_s=ttl_s,
-                memory_ttl_s=memory_ttl_s,
-            )
-            value: T = result.value
-            return value
-
-        return wrapper
-
-    return decorate
-
-
-def _the_open_cache() -> AnswerCache:
-    if len(_open) != 1:
-        raise AskonceError(
-            f"{len(_open)} AnswerCaches are open: open one around the call "
-            "(`async with AnswerCache(url):`), or give the decorator its `cache`"
-        )
-    return _open[0]
-
-
 class _Times(NamedTuple):
     """The part of a policy that a caller states."""
 
@@ -447,75 +369,14 @@ class _Times(NamedTuple):
     stale_if_error_s: float
 
 
-class _CallQuestion(Question, frozen=True, kw_only=True):
-    """A question that brings along what answers it."""
-
-    call: Callable[[], Awaitable[Any]]
-
-
-class _CallModel:
-    """A `Model` that runs the callable of the question."""
-
-    async def ask(self, prompt: Prompt, question: Question) -> Answer:
-        del prompt
-        assert isinstance(question, _CallQuestion)
-        try:
-            value = await question.call()
-        except Exception as error:
-            raise Rejection("model_failed", f"{type(error).__name__}: {error}") from error
-        try:
-            return Answer(value=msgspec.to_builtins(value))
-        except (TypeError, msgspec.MsgspecError) as error:
-            raise Rejection("model_failed", f"the value is not JSON: {error}") from error
-
-    async def check(self) -> str:
-        return "calls functions of this process"
-
-    async def aclose(self) -> None:
-        """Nothing to release."""
+def _key_maker(name: str, version: str) -> KeyMaker:
+    digest = task_digest(
+        model_identity={"kind": "call", "name": name, "version": version},
+        prompt=Prompt(),
+        normalize=(),
+    )
+    return KeyMaker(digest, shared=False, opaque_params=True)
 
 
-class _Ask:
-    """One caller's wait for one key."""
-
-    def __init__(
-        self,
-        task: Task,
-        key: bytes,
-        question: _CallQuestion,
-        *,
-        tags: Sequence[str],
-        tenant: str,
-        cacheable: bool,
-        control: Control | None,
-    ) -> None:
-        self.task = task
-        self.key = key
-        self.tags = tags
-        self.tenant = tenant
-        self.cacheable = cacheable
-        self.control = control
-        self.outcome: asyncio.Future[tuple[Entry, Source, float]] = (
-            asyncio.get_running_loop().create_future()
-        )
-        self._question = question
-
-    def question(self) -> Question:
-        return self._question
-
-    def may_defer(self) -> bool:
-        return False
-
-    def deferred(self) -> None:
-        raise AssertionError("a caller in this process waits here")
-
-    def answered(self, entry: Entry, source: Source, age_s: float) -> None:
-        if not self.outcome.done():  # the caller may have been cancelled
-            self.outcome.set_result((entry, source, age_s))
-
-    def failed(self, error: ErrorInfo, cause: Exception | None) -> None:
-        if not self.outcome.done():
-            self.outcome.set_exception(cause or CallFailed(f"{error.code}: {error.message}"))
-
-
-__all__ = ["AnswerCache", "CallFailed", "InvalidJob", "Invalidation", "Limits", "Result", "cached"]
+OPEN: list[AnswerCache] = []
+"""The caches of this process that are open."""
