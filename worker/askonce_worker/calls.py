@@ -181,6 +181,7 @@ class Calls:
             flight.attempt += 1
             return True
         if flight.token is None:
+            flight.attempt += 1
             return False
         try:
             attempt = await self._tier.note_attempt(
@@ -191,6 +192,7 @@ class Calls:
             return True
         if attempt == 0:
             self._leases.lose(flight)
+            flight.attempt += 1
             return False
         flight.attempt = attempt
         return True
@@ -199,6 +201,11 @@ class Calls:
         """Remember the failure for other processes, then tell everyone who waits here."""
         error = ErrorInfo(failure.code, failure.message)
         await self._release(flight, error, remember_s)
+        if flight.taken_over and flight.spare is None and remember_s > 0 and flight.wants_spare:
+            # Who takes a lease over is told of no answer that may stand in: the look-up tells.
+            flight.token, flight.taken_over = None, False
+            self._ask_again(flight)
+            return
         end = FlightEnd.REJECTED if isinstance(failure, Rejection) else FlightEnd.EXHAUSTED
         cause = failure.__cause__ if isinstance(failure.__cause__, Exception) else failure
         self._landing.fail(flight, error, end, cause)

@@ -93,6 +93,7 @@ class Fills:
             self._leases.drop(finished.flight)
             finished.flight.filling = True
         written: tuple[float, str] | None = None
+        began = self._clock.monotonic()
         try:
             with anyio.move_on_after(self._tier.uncancelled_s, shield=True):
                 written = await self._tier.fill(shard, fills)
@@ -112,6 +113,7 @@ class Fills:
                 _ENDS.get(letter, FlightEnd.UNKEPT),
                 valid=letter in "fm",
                 created_ms=written[0] if written else 0.0,
+                born=began,
             )
 
     def _keep_for_later(self, shard: int, group: list[_Finished]) -> list[_Finished]:
@@ -142,7 +144,11 @@ class Fills:
                 await self._give_back(shard, [finished])
                 self._land(finished, FlightEnd.UNKEPT)
             else:
-                group.append(finished)
+                # Others may have joined since it was finished, with a shorter `ttl_s`.
+                lifetime = flight.task.policy.lifetime(
+                    finished.new.answer, flight.most_ttl_s, self._rng
+                )
+                group.append(finished._replace(lifetime=lifetime))
         return group
 
     async def _give_back(
@@ -171,9 +177,11 @@ class Fills:
         *,
         valid: bool = False,
         created_ms: float = 0.0,
+        born: float | None = None,
     ) -> None:
         """Give the answer to all who wait; `valid`: lease and stamps held, memory may keep it."""
-        flight, now = finished.flight, self._clock.monotonic()
+        flight = finished.flight
+        now = self._clock.monotonic() if born is None else born
         self._leases.drop(flight)
         entry = Entry(
             finished.new.answer,

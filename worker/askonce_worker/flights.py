@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from askonce_queue.reply import ErrorInfo, Source
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.policy import Control, demand_of
+from askonce_worker.cache.stamps import Stamps
 from askonce_worker.cache.store_tier import Leased
 from askonce_worker.models.protocol import Question
 from askonce_worker.tasks import Task
@@ -147,9 +148,11 @@ class Flight:
         "spare",
         "stale",
         "tags",
+        "taken_over",
         "takeover",
         "task",
         "token",
+        "unkept",
         "waits_alone",
         "waits_for_slot",
     )
@@ -174,6 +177,8 @@ class Flight:
         """What those who ask are served while it refreshes that."""
         self.spare: Entry | None = None
         """What may stand in if it fails."""
+        self.unkept = False
+        """Whether all who were served a stale answer meanwhile allow no new one to be kept."""
         self.looked_up = 0
         """How many of the asks had joined when the store was asked last."""
         self.waits_for_slot = False
@@ -188,12 +193,14 @@ class Flight:
         self.granted_until = 0.0
         self.leased_once = False
         self.takeover = False
+        self.taken_over = False
+        """Whether by patience, without a look-up."""
 
     def hold(self, lease: Leased) -> None:
         """Own the fill lease, and be about to fly under it."""
         self.token = lease.token
         self.built = lease.built
-        self.attempt = lease.attempt
+        self.attempt = max(self.attempt, lease.attempt)  # its own count too, whoever had the lease
         self.lease_until = self.granted_until = lease.until
         self.takeover = lease.takeover
         self.spare = lease.spare or lease.stale
@@ -223,7 +230,7 @@ class Flight:
 
     def demand(self) -> bytes | None:
         """What a stored answer must be like for all who wait, packed; `None`: nothing special."""
-        if all(ask.control is None for ask in self.asks):
+        if all(ask.control is None and ask.task is self.task for ask in self.asks):
             return self.task.plain_demand
         demand = demand_of(ask.control or ask.task.plain_control for ask in self.asks)
         return demand.pack() if demand is not None else None
@@ -231,17 +238,26 @@ class Flight:
     @property
     def may_keep(self) -> bool:
         """Whether somebody who waits allows that the answer is kept, or nobody waits."""
-        return not self.asks or not all(ask.control and ask.control.no_store for ask in self.asks)
+        if not self.asks:
+            return not self.unkept
+        return not all(ask.control and ask.control.no_store for ask in self.asks)
+
+    @property
+    def wants_spare(self) -> bool:
+        """Whether a stale answer may stand in for an error, for somebody who waits."""
+        controls = (ask.control or ask.task.plain_control for ask in self.asks)
+        return any(control.stale_if_error_s > 0 for control in controls)
 
     @property
     def most_ttl_s(self) -> float:
         """How long those who wait allow that the answer is kept."""
         return min((ask.control.ttl_s for ask in self.asks if ask.control), default=math.inf)
 
-    def split_late(self, entry: Entry, now: float) -> list[Ask]:
+    def split_late(self, entry: Entry, now: float, stamps: Stamps) -> list[Ask]:
         """Take out the asks for which an answer will not do, as far as the last look-up can tell.
 
-        It has checked what those demanded who had joined by then, and knew their tags.
+        It has checked what those demanded who had joined by then, and knew their tags. Who joined
+        since may have come after an invalidation that it did not know.
         """
         checked, joined = self.asks[: self.looked_up], self.asks[self.looked_up :]
         tags = {tag for ask in checked for tag in ask.tags}
@@ -249,6 +265,7 @@ class Flight:
         for ask in joined:
             known = tags.issuperset(ask.tags)
             will_do = (ask.control or ask.task.plain_control).accepts(entry, now)
+            will_do = will_do and stamps.usable(entry, ask.tags, ask.key, now)
             (checked if known and will_do else late).append(ask)
         self.asks = checked
         return late

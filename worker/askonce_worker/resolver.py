@@ -77,7 +77,7 @@ class Resolver:
         )
         self._fills = Fills(self._tier, clock, rng, self.leases, landing, shards)
         self._room = WaitingRoom(
-            self._tier, clock, rng, landing, shards, self._take_off, self.resolve
+            self._tier, clock, rng, landing, self.stamps, shards, self._take_off, self.resolve
         )
         self._calls = Calls(
             self._tier,
@@ -118,7 +118,10 @@ class Resolver:
                 entry is not None
                 and ask.cacheable
                 and usable(entry, ask.tags, ask.key, now)
-                and (ask.control is None or ask.control.accepts(entry, now))
+                and (
+                    (control := ask.control or ask.task.memory_control) is None
+                    or control.accepts(entry, now)
+                )
             ):
                 task = ask.task
                 if task is not tallied:
@@ -155,6 +158,7 @@ class Resolver:
                 and (control or ask.task.plain_control).accepts(stale, now)
                 and self.stamps.usable(stale, ask.tags, ask.key, now)
             ):
+                flight.unkept &= control is not None and control.no_store
                 self._landing.serve([ask], stale, "stale", now)
             else:
                 flight.join(ask)

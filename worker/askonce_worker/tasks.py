@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -51,6 +52,7 @@ class Task:
         "kept_out",
         "key_maker",
         "max_input_bytes",
+        "memory_control",
         "name",
         "normalize",
         "noted",
@@ -115,5 +117,7 @@ class Task:
         self.policy = policy
         self.cacheable = policy.cacheable and policy.max_age_s > 0
         self.plain_control = policy.plain
+        # Tasks that ask the same share what memory keeps, and not their limits.
+        self.memory_control = self.plain_control if policy.max_age_s < math.inf else None
         demand = demand_of((self.plain_control,))
         self.plain_demand = demand.pack() if demand is not None else None

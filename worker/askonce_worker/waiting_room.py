@@ -20,6 +20,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from askonce_queue.answer_scripts import Release
 from askonce_queue.errors import StoreUnavailable
 from askonce_queue.reply import ErrorInfo
+from askonce_worker.cache.stamps import Stamps
 from askonce_worker.cache.store_tier import (
     Batch,
     Busy,
@@ -61,6 +62,7 @@ class WaitingRoom:
         clock: Clock,
         rng: random.Random,
         landing: Landing,
+        stamps: Stamps,
         shards: int,
         take_off: Callable[[Flight], None],
         resolve: Callable[[Sequence[Ask]], None],
@@ -69,6 +71,7 @@ class WaitingRoom:
         self._clock = clock
         self._rng = rng
         self._landing = landing
+        self._stamps = stamps
         self._take_off = take_off
         self._resolve = resolve
         self._queues = [DueQueue() for _ in range(shards)]
@@ -242,7 +245,7 @@ class WaitingRoom:
         """Send a flight where its result says; one that is leased has its slot."""
         match result:
             case Hit(entry):
-                late = flight.split_late(entry, self._clock.monotonic())
+                late = flight.split_late(entry, self._clock.monotonic(), self._stamps)
                 self._landing.hit(flight, entry)
                 if late:
                     self._resolve(late)
@@ -268,7 +271,8 @@ class WaitingRoom:
         """Take off; where a stale answer will do, those who wait have it already."""
         flight.hold(lease)
         if lease.stale is not None:
-            late = flight.split_late(lease.stale, self._clock.monotonic())
+            late = flight.split_late(lease.stale, self._clock.monotonic(), self._stamps)
+            flight.unkept = not flight.may_keep
             self._landing.serve_stale(flight, lease.stale)
             flight.asks = late
         self._take_off(flight)
@@ -309,6 +313,7 @@ class WaitingRoom:
         for flight, result in zip(waiters, results, strict=True):
             if isinstance(result, Leased):
                 flight.hold(result)
+                flight.taken_over = True
                 self._take_off(flight)
             else:
                 self.slot_freed(flight.task.backend)

@@ -39,7 +39,7 @@ for i = 4 + n, #ARGV, 2 do
 end
 
 local results = {string.format('%.0f', now), string.format('%.0f', inv)}
-local stale, spare, absent, digests = {}, {}, {}, {}
+local stale, spare, absent, digests, told = {}, {}, {}, {}, {}
 for from = 1, n, 1000 do
   local upto = math.min(from + 999, n)
   local entries = redis.call('MGET', unpack(KEYS, 4 + from, 4 + upto))
@@ -60,7 +60,15 @@ for from = 1, n, 1000 do
       if usable then
         results[2 + i] = entry
         if now >= fresh then stale[i] = entry end
-        if flags % 2 == 0 then redis.call('SETRANGE', KEYS[4 + i], 1, string.char(flags + 1)) end
+        if flags % 2 == 0 then
+          local read = string.char(flags + 1)
+          if told[KEYS[4 + i]] then  -- the same key twice in one call: read the first time
+            results[2 + i] = string.sub(entry, 1, 1) .. read .. string.sub(entry, 3)
+          else
+            redis.call('SETRANGE', KEYS[4 + i], 1, read)
+            told[KEYS[4 + i]] = true
+          end
+        end
       end
     end
     if not usable or stale[i] then

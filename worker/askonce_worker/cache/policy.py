@@ -163,7 +163,8 @@ def demand_of(controls: Iterable[Control]) -> Demand | None:
     for one in controls:
         refresh |= one.refresh
         only_if_cached |= one.only_if_cached
-        spare |= one.stale_if_error_s > 0
+        # Also to know that there was one: then the call is a refresh.
+        spare |= one.stale_if_error_s > 0 or one.max_age_s < math.inf or one.least_left_s > 0
         max_age_s = min(max_age_s, one.max_age_s)
         least_left_s = max(least_left_s, one.least_left_s)
     demand = Demand(

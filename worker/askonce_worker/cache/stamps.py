@@ -45,6 +45,7 @@ class Stamps:
         self._latest: list[dict[str, float]] = [{} for _ in shard_tags]
         """While there are globs: tag → its last invalidation, by name or by glob; a memo."""
         self._seen_at = [-math.inf] * len(shard_tags)
+        self._locks = [anyio.Lock() for _ in shard_tags]
 
     def usable(self, entry: Entry, asker_tags: Sequence[str], key: bytes, now: float) -> bool:
         """Whether `entry` of a key may be served from memory at monotonic time `now`."""
@@ -118,6 +119,10 @@ class Stamps:
 
     async def read(self, shard: int) -> None:
         """Read what changed on a shard. Raises redis-py's errors."""
+        async with self._locks[shard]:  # an older reply may not overwrite what a newer one told
+            await self._read(shard)
+
+    async def _read(self, shard: int) -> None:
         asked_at = self._clock.monotonic()
         inv = self._inv[shard]
         call = answer_scripts.read_stamps(
@@ -125,7 +130,12 @@ class Stamps:
             seen_inv=int(inv) if math.isfinite(inv) else 0,
             most_tags=MOST_TAGS,
         )
-        self._note(shard, await self._store.run(call))
+        result = await self._store.run(call)
+        try:
+            self._note(shard, result)
+        except (TypeError, ValueError) as error:  # written by others; a look-up makes them anew
+            self._seen_at[shard] = -math.inf
+            raise RedisError(f"stamps cannot be read: {error}") from error
         self._seen_at[shard] = asked_at
 
     def _note(self, shard: int, result: list[bytes]) -> None:
@@ -140,7 +150,7 @@ class Stamps:
             elif tag[:1] == KEY_MARK:
                 keys[tag[1:]] = float(stamp)
             else:
-                last[tag.decode()] = float(stamp)
+                last[tag.decode(errors="replace")] = float(stamp)
         if len(last) + len(keys) > MOST_TAGS:
             last.clear()
             keys.clear()

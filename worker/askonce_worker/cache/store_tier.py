@@ -148,7 +148,7 @@ class StoreTier:
     async def _read(
         self, batch: Batch, token: bytes, raw: list[bytes], asked_at: float
     ) -> list[Result]:
-        now_ms, now = float(raw[0]), self._clock.monotonic()
+        now_ms, now = float(raw[0]), asked_at  # it is no younger, however long the reply took
         results: list[Result] = []
         ghosts: list[Release] = []
         for key, memory_ttl_s, data in zip(batch.keys, batch.memory_ttls_s, raw[2:], strict=True):
@@ -158,11 +158,16 @@ class StoreTier:
                         data, token, asked_at, _Reading(now_ms, now, memory_ttl_s, batch.shard)
                     )
                 )
-            except (struct.error, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            except (struct.error, msgspec.MsgspecError, ValueError, RecursionError) as error:
                 # Written by another version, or damaged: drop it, ask again.
                 log.warning("entry cannot be read", key=key.hex()[:16], error=str(error))
-                await self.forget(batch.shard, key)
-                results.append(None)
+                with suppress(StoreUnavailable):
+                    await self.forget(batch.shard, key)
+                kind = data[:1]
+                # A remembered error that nobody can read is none to wait for.
+                results.append(Uncacheable() if kind in {b"R", b"E"} else None)
+                if kind in {b"L", b"S", b"X"}:
+                    ghosts.append(Release(key, token))
             if self._lost and data[:1] == b"B" and data[1:] in self._lost:
                 ghosts.append(Release(key, data[1:]))
                 results[-1] = None

@@ -40,7 +40,7 @@ class RuleBook:
         for data in flat[1::2]:
             try:
                 rules.append(_decode(data))
-            except (msgspec.DecodeError, ValueError) as error:
+            except (msgspec.DecodeError, ValueError, RecursionError) as error:
                 log.warning("a rule cannot be read", error=str(error))
         return sorted(rules, key=lambda rule: (rule.at_ms, rule.id))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 from askonce_queue import names
@@ -166,5 +167,6 @@ def read_counts(flat: Iterable[bytes] | Exception) -> Counts:
     counts: Counts = Counter()
     for field, amount in zip(words[::2], words[1::2], strict=True):
         if b"|" in field:
-            counts[read_field(field)] += int(amount)
+            with suppress(ValueError):  # written by others
+                counts[read_field(field)] += int(amount)
     return counts

@@ -91,7 +91,7 @@ def tally(counts: Iterable[tuple[str, str, int]]) -> dict[str, Verdicts]:
         kind, _, rest = name.partition(":")
         band_name, _, label = rest.partition(":")
         band = _BAND.get(band_name)
-        if kind not in _KINDS or band is None:
+        if kind not in _KINDS or band is None or amount <= 0:  # negative: written by others
             continue
         rates = found[task].setdefault(label, list(NONE))
         rates[band] += Rate(amount, amount if _KINDS[kind] == DIFFER else 0)
