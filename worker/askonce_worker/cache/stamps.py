@@ -7,6 +7,7 @@ shard was seen within `bound_s`, so an invalidation reaches every worker within 
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Collection, Sequence
 
@@ -45,7 +46,7 @@ class Stamps:
         self._latest: list[dict[str, float]] = [{} for _ in shard_tags]
         """While there are globs: tag → its last invalidation, by name or by glob; a memo."""
         self._seen_at = [-math.inf] * len(shard_tags)
-        self._locks = [anyio.Lock() for _ in shard_tags]
+        self._locks = [asyncio.Lock() for _ in shard_tags]
 
     def usable(self, entry: Entry, asker_tags: Sequence[str], key: bytes, now: float) -> bool:
         """Whether `entry` of a key may be served from memory at monotonic time `now`."""
