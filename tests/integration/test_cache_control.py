@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import pytest
 import redis.asyncio
 
 from askonce_queue.job import CacheControl
@@ -23,20 +21,8 @@ from tests.support.resolving import (
     make_task,
     step_until,
 )
-from tests.support.virtual_time import VirtualTime, virtual_scripts
+from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import eventually
-
-
-@pytest.fixture(autouse=True)
-def scripts() -> Iterator[None]:
-    yield from virtual_scripts()
-
-
-@pytest.fixture
-async def time(store: redis.asyncio.Redis, store_url: str) -> VirtualTime:
-    time = VirtualTime(store, store_url)
-    await time.advance(0)
-    return time
 
 
 def waiter_of(task: Task, text: str = "x", **directives: Any) -> Waiter:

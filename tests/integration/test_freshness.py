@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 import redis.asyncio
@@ -15,20 +14,8 @@ from askonce_worker.models.protocol import Rejection, TransientFailure
 from askonce_worker.resolver import Resolver
 from askonce_worker.tasks import Task
 from tests.support.resolving import StepModel, Waiter, all_keys, ask, assert_at_rest, make_task
-from tests.support.virtual_time import VirtualTime, virtual_scripts
+from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import eventually
-
-
-@pytest.fixture(autouse=True)
-def scripts() -> Iterator[None]:
-    yield from virtual_scripts()
-
-
-@pytest.fixture
-async def time(store: redis.asyncio.Redis, store_url: str) -> VirtualTime:
-    time = VirtualTime(store, store_url)
-    await time.advance(0)
-    return time
 
 
 def failing(model: StepModel) -> list[Exception]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import random
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -30,20 +29,8 @@ from askonce_worker.observe.counters import Counters
 from askonce_worker.shadow.guard import Guard
 from askonce_worker.tasks import Task
 from tests.support.resolving import StepModel, Waiter, all_keys, ask, make_task
-from tests.support.virtual_time import VirtualTime, virtual_scripts
+from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import eventually
-
-
-@pytest.fixture(autouse=True)
-def scripts() -> Iterator[None]:
-    yield from virtual_scripts()
-
-
-@pytest.fixture
-async def time(store: redis.asyncio.Redis, store_url: str) -> VirtualTime:
-    time = VirtualTime(store, store_url)
-    await time.advance(0)
-    return time
 
 
 def waiter_of(task: Task, text: str = "x", **directives: Any) -> Waiter:
