@@ -7,7 +7,7 @@ shifted by as much. TTLs of keys are the server's own and do not shift: they onl
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -60,7 +60,7 @@ class VirtualTime:
             yield resolver
 
 
-def virtual_scripts() -> Iterator[None]:
+def virtual_scripts() -> Generator[None]:
     """Have every script ask for the virtual time."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (answer_scripts, queue_scripts):
