@@ -142,12 +142,15 @@ class Calls:
             began=call.began,
             granted_until=call.granted_until,
         )
+        outcome: Answer | ModelFailure | None = None
+        task.backend.began()
         try:
             with self._counters.model_call(task.backend.name):
-                answer = await _in_a_task_of_its_own(
+                outcome = answer = await _in_a_task_of_its_own(
                     task.backend.model.ask(task.prompt, call.question)
                 )
         except ModelFailure as failure:
+            outcome = failure
             self._counters.count(task.name, f"failures_{failure.code}")
             log.info(
                 "model call failed",
@@ -163,8 +166,10 @@ class Calls:
             # A fault of a model's own code must not take its worker along.
             self._counters.count(task.name, "failures_model_failed")
             log.exception("model raised", task=task.name, model=task.backend.name)
-            message = f"{type(error).__name__}: {error}"
-            raise TransientFailure("model_failed", message) from error
+            outcome = TransientFailure("model_failed", f"{type(error).__name__}: {error}")
+            raise outcome from error
+        finally:
+            task.backend.ended(outcome)
         if answer.usage is not None:
             tokens = (answer.usage.input_tokens, answer.usage.output_tokens)
             self._counters.paid(task.name, task.price, call.payer, calls=0, tokens=tokens)

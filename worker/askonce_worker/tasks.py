@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
+from askonce_queue.reply import Answer
 from askonce_worker.cache.key import KeyMaker
 from askonce_worker.cache.policy import Policy, demand_of
 from askonce_worker.cache.tags import task_tag, version_tag
 from askonce_worker.config import HitLogConfig
-from askonce_worker.models.protocol import Model, Prompt
+from askonce_worker.models.protocol import Model, ModelFailure, Prompt
 from askonce_worker.models.retry import RetryPolicy
 from askonce_worker.observe.money import FREE, Price
 
@@ -18,21 +19,79 @@ WithoutStore = Literal["wait", "call", "raise"]
 """When the store cannot be asked: wait for it, ask the model for this process alone, or fail."""
 
 
-class Backend:
-    """A model with its free flight slots: no worker holds leases that it cannot fly."""
+class Limit(Protocol):
+    """One reason why a model may be asked less than its slots allow. No I/O in any of these."""
 
-    def __init__(self, name: str, model: Model, slots: int, patience_s: float) -> None:
+    def room(self, in_flight: int) -> int:
+        """How many more flights may take off now, where `in_flight` are up already."""
+        ...
+
+    @property
+    def down(self) -> bool:
+        """Whether it holds the model for dead: flights should go elsewhere, if they can."""
+        ...
+
+    def began(self) -> None:
+        """A call begins: of a flight that took off, a retry, a check."""
+        ...
+
+    def ended(self, outcome: Answer | ModelFailure | None) -> None:
+        """A call has ended, once for each `began`; None: it was cancelled."""
+        ...
+
+
+class Backend:
+    """A model with its free flight slots: no worker holds leases that it cannot fly.
+
+    `limits` lower the slots, each for its own reason; one that opens again calls `opened`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        slots: int,
+        patience_s: float,
+        limits: Sequence[Limit] = (),
+    ) -> None:
         self.name = name
         self.model = model
         self.slots = slots
         self.in_flight = 0
         self.patience_s = patience_s
         """How long a waiter waits for another process's leader before it takes the lease over."""
+        self.limits = list(limits)
+        self.when_opened: list[Callable[[Backend], None]] = []
+        """Who is told that there is room again which no returning flight has made."""
 
     @property
     def free_slots(self) -> int:
-        """How many more questions may be in flight."""
-        return self.slots - self.in_flight
+        """How many more questions may be in flight; negative while a limit has sunk below."""
+        in_flight = self.in_flight
+        room = self.slots - in_flight
+        for limit in self.limits:
+            room = min(room, limit.room(in_flight))
+        return room
+
+    @property
+    def down(self) -> bool:
+        """Whether a limit holds the model for dead."""
+        return any(limit.down for limit in self.limits)
+
+    def opened(self) -> None:
+        """There may be room again."""
+        for tell in self.when_opened:
+            tell(self)
+
+    def began(self) -> None:
+        """A call begins."""
+        for limit in self.limits:
+            limit.began()
+
+    def ended(self, outcome: Answer | ModelFailure | None) -> None:
+        """A call has ended, with an answer, a failure, or cancelled."""
+        for limit in self.limits:
+            limit.ended(outcome)
 
 
 class Task:

@@ -97,6 +97,7 @@ class WaitingRoom:
         elif not flight.waits_alone:
             flight.waits_alone = True
             self._alone[backend.name].append(flight)
+            self._listen_to(backend)
 
     def is_wanted(self, backend: Backend) -> bool:
         """Whether a flight waits for a slot of a model."""
@@ -108,17 +109,36 @@ class WaitingRoom:
     def slot_freed(self, backend: Backend) -> None:
         """Take back a flight slot; the next that waits for one is served."""
         backend.in_flight -= 1
+        if backend.free_slots > 0:
+            self._wake_next(backend)
+
+    def opened(self, backend: Backend) -> None:
+        """A limit of a model has opened: as many are served as there is room for."""
+        for _ in range(backend.free_slots):
+            if not self._wake_next(backend):
+                return
+
+    def _listen_to(self, backend: Backend) -> None:
+        """Have a model's limits tell when they open."""
+        if self.opened not in backend.when_opened:
+            backend.when_opened.append(self.opened)
+
+    def _wake_next(self, backend: Backend) -> bool:
+        """Serve the next that waits for a slot; False when nobody does."""
         alone = self._alone[backend.name]
         if alone:
-            self.enter_alone(alone.popleft())
-            return
+            flight = alone.popleft()
+            flight.waits_alone = False
+            self.enter_alone(flight)
+            return True
         waiting = self._for_slot[backend.name]
         while waiting:
             flight = waiting.popleft()
             flight.waits_for_slot = False
             if not (flight.landed or flight.flying):
                 self.enter(flight)
-                return
+                return True
+        return False
 
     async def run(self, shard: int) -> None:
         """Ask about what is due, for ever; what comes while one batch is asked is the next."""
@@ -284,6 +304,7 @@ class WaitingRoom:
         if not flight.waits_for_slot:
             flight.waits_for_slot = True
             self._for_slot[flight.task.backend.name].append(flight)
+            self._listen_to(flight.task.backend)
         self._ask_later(flight, LONGEST_SLOT_BACKOFF_S)
 
     async def _lose_patience(self, shard: int, flights: list[Flight]) -> None:
