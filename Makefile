@@ -12,8 +12,11 @@ SETUP := pyproject.toml constraints.txt
 demo: $(VENV)/.base
 	$(BIN)/python examples/demo.py $(ARGS)
 
+# Tests mostly wait, for servers and processes: three at a time keep two cores busy.
+PARALLEL ?= -n 3 --dist loadfile
+
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 coverage: $(VENV)/.test
 	$(BIN)/python -m pytest --cov --cov-report=term-missing $(ARGS)

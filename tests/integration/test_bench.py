@@ -11,7 +11,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
+import tempfile
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -61,11 +62,15 @@ def left_in(folder: Path) -> list[Path]:
 
 
 @pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that the bench, told so by TMPDIR, makes its temporary folder in."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    return tmp_path
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder that the bench, told so by TMPDIR, makes its temporary folder in.
+
+    Its path is shorter than that of `tmp_path`: sockets are to fit.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr("tempfile.tempdir", None)
+        yield Path(folder)
 
 
 async def test_a_run_measures_everything(temporary: Path) -> None:
@@ -92,10 +97,9 @@ async def test_a_run_measures_everything(temporary: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the children of a process are in /proc")
-def test_an_interrupt_ends_every_child_and_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupt_ends_every_child_and_leaves_nothing(temporary: Path) -> None:
     bench = subprocess.Popen(
         [sys.executable, "-m", "askonce_loadtest", "bench", "--quick", "--json"],
-        env={**os.environ, "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
@@ -106,7 +110,7 @@ def test_an_interrupt_ends_every_child_and_leaves_nothing(tmp_path: Path) -> Non
     assert bench.returncode == 130
     assert output == b""
     eventually_sync(lambda: not any(map(_runs, children)))
-    assert left_in(tmp_path) == []
+    assert left_in(temporary) == []
 
 
 def _at_work(pid: int) -> list[int]:

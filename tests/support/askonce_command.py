@@ -21,6 +21,8 @@ from tests.support.embedded_server import is_running
 from tests.support.waiting import eventually_sync
 
 TIMEOUT_S = 60
+NOT_INHERITED = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "COLUMNS", "LINES"}
+"""Not about the command: who runs the tests is not its service manager, nor its terminal."""
 
 MODEL = """
 import asyncio
@@ -209,7 +211,7 @@ def children_of(process: subprocess.Popen[str]) -> list[int]:
 
 def _environment() -> dict[str, str]:
     paths = os.pathsep.join(str(Path(path).absolute()) for path in sys.path if path)
-    plain = {k: v for k, v in os.environ.items() if k not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")}
+    plain = {k: v for k, v in os.environ.items() if k not in NOT_INHERITED}
     return plain | {"PYTHONPATH": paths}
 
 

@@ -128,7 +128,7 @@ def test_reasons_of_a_complete_answer(finish_reason: str) -> None:
         (b"\xff\xfe", "unparsable"),
         (b"[" * 100_000, "unparsable"),
         (b'{"usage":' + b"[" * 100_000, "unparsable"),
-        (gzip.compress(b"{}"), "unparsable"),
+        (gzip.compress(b"{}", mtime=0), "unparsable"),
         (b'{"choices":[{"message":{"content":"\\ud800"},"finish_reason":"stop"}]}', "unparsable"),
         (b" " * (MAX_BODY_BYTES + 1), "unparsable"),
     ],
