@@ -26,6 +26,7 @@ ErrorCode = Literal[
     "out_of_set",  # a label that the task does not have
     "rejected",  # the API rejected the request (HTTP 4xx)
     "unauthorized",  # the API rejected our credentials
+    "quota_exceeded",  # the API's account has no quota or credit left
     "rate_limited",  # still 429 after all retries
     "timeout",  # no answer in time after all retries
     "unavailable",  # connection failures or 5xx after all retries

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import aiohttp
 
@@ -17,18 +18,22 @@ from askonce_worker.cache.sources import Sources
 from askonce_worker.config import (
     AnthropicModelConfig,
     ApiModelConfig,
+    BatchConfig,
     PriceConfig,
     PythonModelConfig,
     Settings,
     TaskConfig,
 )
 from askonce_worker.models.anthropic import AnthropicMessages
+from askonce_worker.models.batching import BatchedModel, ManyModel
 from askonce_worker.models.chat import ChatCompletions
+from askonce_worker.models.http_many import HttpManyModel, ManyDialect
 from askonce_worker.models.http_model import Dialect, HttpModel
 from askonce_worker.models.moderations import Moderations
 from askonce_worker.models.predict import Predict
 from askonce_worker.models.protocol import Model, Prompt
 from askonce_worker.models.python import PythonModel, load_call
+from askonce_worker.models.python_many import PythonManyModel
 from askonce_worker.models.responses import Responses
 from askonce_worker.models.retry import RetryPolicy
 from askonce_worker.observe.money import Price
@@ -80,18 +85,27 @@ def build_model(settings: Settings, name: str, session: aiohttp.ClientSession) -
     config = settings.models[name]
     if isinstance(config, PythonModelConfig):
         call = load_call(config.call, settings.source.folder)
-        return PythonModel(
-            call, name=name, timeout_s=config.timeout_s, max_threads=config.max_concurrency
-        )
+        bounds: dict[str, Any] = {"timeout_s": config.timeout_s}
+        bounds["max_threads"] = config.max_concurrency
+        if config.batch is not None:
+            return batched(PythonManyModel(call, name=name, **bounds), config.batch)
+        return PythonModel(call, name=name, **bounds)
     settings.api_key(name)  # a key that is missing is found at the start, not at the first miss
-    return HttpModel(
-        session,
-        dialect_of(config),
-        base_url=config.base_url,
-        model=config.model,
-        api_key=lambda: settings.api_key(name),
-        timeout_s=config.timeout_s,
-    )
+    connection: dict[str, Any] = {
+        "base_url": config.base_url,
+        "model": config.model,
+        "api_key": lambda: settings.api_key(name),
+        "timeout_s": config.timeout_s,
+    }
+    if config.batch is not None:
+        many = HttpManyModel(session, MANY_DIALECTS[config.kind], **connection)
+        return batched(many, config.batch)
+    return HttpModel(session, dialect_of(config), **connection)
+
+
+def batched(model: ManyModel, config: BatchConfig) -> BatchedModel:
+    """A model that is asked several questions at once."""
+    return BatchedModel(model, size=config.size, wait_s=config.wait_ms / 1000)
 
 
 def dialect_of(config: ApiModelConfig) -> Dialect:
@@ -101,11 +115,15 @@ def dialect_of(config: ApiModelConfig) -> Dialect:
     return DIALECTS[config.kind]
 
 
+MANY_DIALECTS: dict[str, ManyDialect] = {
+    "openai-moderations": Moderations(),
+    "predict": Predict(),
+}
+"""Those of APIs that take several questions in one request."""
 DIALECTS: dict[str, Dialect] = {
     "openai": ChatCompletions(),
     "openai-responses": Responses(),
-    "openai-moderations": Moderations(),
-    "predict": Predict(),
+    **MANY_DIALECTS,
 }
 
 

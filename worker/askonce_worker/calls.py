@@ -23,6 +23,7 @@ from askonce_worker.cache.store_tier import StoreTier
 from askonce_worker.flights import Flight, FlightEnd
 from askonce_worker.landing import Landing
 from askonce_worker.leases import Leases
+from askonce_worker.models.batching import Part
 from askonce_worker.models.protocol import ModelFailure, Question, Rejection, TransientFailure
 from askonce_worker.observe.counters import Counters
 from askonce_worker.tasks import Task
@@ -35,7 +36,8 @@ log = structlog.get_logger("askonce.calls")
 class Call(NamedTuple):
     """One call of a model, why it is made, and which tenant pays.
 
-    `granted_until`: its lease's first end, if any.
+    `granted_until`: its lease's first end, if any. `alone`: it shares no request with others,
+    because it may be what made an earlier one fail.
     """
 
     task: Task
@@ -46,9 +48,10 @@ class Call(NamedTuple):
     began: float
     granted_until: float
     payer: str
+    alone: bool = False
 
     @classmethod
-    def of(cls, flight: Flight, reason: str) -> Call:
+    def of(cls, flight: Flight, reason: str, *, alone: bool = False) -> Call:
         """The next call of a flight."""
         return cls(
             flight.task,
@@ -59,6 +62,7 @@ class Call(NamedTuple):
             flight.began,
             flight.granted_until,
             flight.asks[0].tenant if flight.asks else "",
+            alone,
         )
 
 
@@ -98,14 +102,15 @@ class Calls:
 
     async def fly(self, flight: Flight) -> None:
         """Ask until there is an answer or a reason to stop; never raises but for cancellation."""
-        alone = flight.token is None
+        unleased = flight.token is None
         reason = _reason(flight)
+        alone = flight.attempt > 1
         while True:
             try:
-                answer = await self.ask(Call.of(flight, reason))
+                answer = await self.ask(Call.of(flight, reason, alone=alone))
             except Rejection as failure:
                 # A wrong key is no property of the question: it may be mended at any moment.
-                ours = failure.code == "unauthorized"
+                ours = failure.code in {"unauthorized", "quota_exceeded"}
                 task = flight.task
                 remember_s = task.remember_exhausted_s if ours else task.remember_rejection_s
                 await self._reject(flight, failure, remember_s)
@@ -118,10 +123,11 @@ class Calls:
                     flight.attempt, failure.retry_after_s, self._rng
                 )
                 await anyio.sleep(delay_s)
-                if not await self._may_try_again(flight, alone=alone):
+                if not await self._may_try_again(flight, unleased=unleased):
                     self._ask_again(flight)
                     return
                 reason = "retry"
+                alone = failure.code != "rate_limited"
             else:
                 self._answered(flight, answer)
                 return
@@ -131,7 +137,6 @@ class Calls:
         task, reason = call.task, call.reason
         self._counters.count(task.name, "model_calls")
         self._counters.count(task.name, f"calls_{reason}")
-        self._counters.paid(task.name, task.price, call.payer, calls=1)
         # Before the call: a worker that dies in it has still said why it was made.
         log.debug(
             "model call",
@@ -143,11 +148,12 @@ class Calls:
             granted_until=call.granted_until,
         )
         outcome: Answer | ModelFailure | None = None
+        part = Part(alone=call.alone)
         task.backend.began()
         try:
             with self._counters.model_call(task.backend.name):
                 outcome = answer = await _in_a_task_of_its_own(
-                    task.backend.model.ask(task.prompt, call.question)
+                    task.backend.ask(task.prompt, call.question, part)
                 )
         except ModelFailure as failure:
             outcome = failure
@@ -170,6 +176,9 @@ class Calls:
             raise outcome from error
         finally:
             task.backend.ended(outcome)
+            if part.requests:
+                self._counters.count(task.name, "model_requests", part.requests)
+            self._counters.paid(task.name, task.price, call.payer, calls=part.share)
         if answer.usage is not None:
             tokens = (answer.usage.input_tokens, answer.usage.output_tokens)
             self._counters.paid(task.name, task.price, call.payer, calls=0, tokens=tokens)
@@ -180,9 +189,9 @@ class Calls:
             not_json = TypeError(f"the answer is not JSON: {error}")
             raise Rejection("unparsable", str(not_json)) from not_json
 
-    async def _may_try_again(self, flight: Flight, *, alone: bool) -> bool:
+    async def _may_try_again(self, flight: Flight, *, unleased: bool) -> bool:
         """Count the next attempt where everyone can see it; False when the lease was lost."""
-        if alone:
+        if unleased:
             flight.attempt += 1
             return True
         if flight.token is None:

@@ -18,6 +18,7 @@ from askonce_worker.config_schema import (
     NAME,
     AnthropicModelConfig,
     ApiModelConfig,
+    BatchConfig,
     CacheConfig,
     CostsConfig,
     EmbeddedConfig,
@@ -35,6 +36,7 @@ from askonce_worker.config_tables import ConfigFile, Table, did_you_mean
 __all__ = [
     "AnthropicModelConfig",
     "ApiModelConfig",
+    "BatchConfig",
     "CacheConfig",
     "CostsConfig",
     "EmbeddedConfig",

@@ -25,6 +25,8 @@ Duration = Annotated[float, Meta(gt=0, le=7 * 86400)]
 Version = Literal["2023-06-01", "2026-10-21"]
 Amount = Annotated[float, Meta(ge=0, le=1e9)]
 """Of money."""
+BATCHING_KINDS = ("openai-moderations", "predict")
+"""Kinds of APIs that take several inputs in one request."""
 NormalizeStep = Literal["nfkc", "nfc", "whitespace", "casefold"]
 
 
@@ -56,6 +58,15 @@ class CostsConfig(msgspec.Struct, frozen=True):
     """What the store costs."""
 
 
+class BatchConfig(msgspec.Struct, frozen=True):
+    """`[models.NAME.batch]`: several questions in one request, of models that take them."""
+
+    size: Annotated[int, Meta(gt=0, le=1024)] = 32
+    """Questions in one request, at most."""
+    wait_ms: Annotated[float, Meta(ge=0, le=1000)] = 5.0
+    """How long the first of them waits for others."""
+
+
 class ApiModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`[models.NAME]` of a model behind an HTTP API; what they have in common.
 
@@ -70,9 +81,15 @@ class ApiModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     api_key_file: str | None = None
     timeout_s: Duration = 30.0
     max_concurrency: Count = 256
+    """Questions in flight in one worker, whether they share requests or not."""
     price: PriceConfig = PriceConfig()
+    batch: BatchConfig | None = None
+    """Only for `openai-moderations` and `predict`."""
 
     def __post_init__(self) -> None:
+        if self.batch is not None and self.kind not in BATCHING_KINDS:
+            raise ValueError(f"batch: expected none, as {self.kind!r} takes one question a request")
+        check_batch(self.batch, self.max_concurrency)
         if self.api_key_env is not None and self.api_key_file is not None:
             raise ValueError("api_key_file: expected none beside api_key_env")
         if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env):
@@ -104,7 +121,22 @@ class PythonModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Part of the cache key: change it when the function changes."""
     timeout_s: Duration = 30.0
     max_concurrency: Count = 32
+    """Questions in flight in one worker, and threads of a `def`."""
     price: PriceConfig = PriceConfig()
+    batch: BatchConfig | None = None
+    """Given: the function takes a list of texts, and returns a list as long."""
+
+    def __post_init__(self) -> None:
+        check_batch(self.batch, self.max_concurrency)
+
+
+def check_batch(batch: BatchConfig | None, max_concurrency: int) -> None:
+    """Raise `ValueError` for batches that can never be full."""
+    if batch is not None and batch.size > max_concurrency:
+        raise ValueError(
+            f"batch.size: expected at most max_concurrency, {max_concurrency}: "
+            "each question in flight counts"
+        )
 
 
 ModelConfig = ApiModelConfig | AnthropicModelConfig | PythonModelConfig

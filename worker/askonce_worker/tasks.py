@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Literal, Protocol
 
 from askonce_queue.reply import Answer
 from askonce_worker.cache.key import KeyMaker
 from askonce_worker.cache.policy import Policy, demand_of
 from askonce_worker.cache.tags import task_tag, version_tag
 from askonce_worker.config import HitLogConfig
-from askonce_worker.models.protocol import Model, ModelFailure, Prompt
+from askonce_worker.models.batching import BatchedModel, Part
+from askonce_worker.models.protocol import Model, ModelFailure, Prompt, Question
 from askonce_worker.models.retry import RetryPolicy
 from askonce_worker.observe.money import FREE, Price
 
@@ -32,18 +33,19 @@ class Limit(Protocol):
         ...
 
     def began(self) -> None:
-        """A call begins: of a flight that took off, a retry, a check."""
+        """A request begins: of a flight that took off, a retry, a check, or several together."""
         ...
 
     def ended(self, outcome: Answer | ModelFailure | None) -> None:
-        """A call has ended, once for each `began`; None: it was cancelled."""
+        """A request has ended, once for each `began`; None: it was cancelled."""
         ...
 
 
 class Backend:
     """A model with its free flight slots: no worker holds leases that it cannot fly.
 
-    `limits` lower the slots, each for its own reason; one that opens again calls `opened`.
+    `limits` lower the slots, each for its own reason; one that opens again calls `opened`. They are
+    told of requests: a call, unless the model asks several questions in one (`models/batching.py`).
     """
 
     def __init__(
@@ -63,6 +65,9 @@ class Backend:
         self.limits = list(limits)
         self.when_opened: list[Callable[[Backend], None]] = []
         """Who is told that there is room again which no returning flight has made."""
+        self._batched = model if isinstance(model, BatchedModel) else None
+        if self._batched is not None:
+            self._batched.watch(self._request_began, self._request_ended)
 
     @property
     def free_slots(self) -> int:
@@ -83,13 +88,28 @@ class Backend:
         for tell in self.when_opened:
             tell(self)
 
+    def ask(self, prompt: Prompt, question: Question, part: Part) -> Coroutine[Any, Any, Answer]:
+        """Ask the model; `part` tells which requests that takes. Raises as `Model.ask`."""
+        if self._batched is not None:
+            return self._batched.ask(prompt, question, part)
+        part.joins(1, first=True)
+        return self.model.ask(prompt, question)
+
     def began(self) -> None:
-        """A call begins."""
-        for limit in self.limits:
-            limit.began()
+        """A call begins; requests of several questions tell of themselves."""
+        if self._batched is None:
+            self._request_began()
 
     def ended(self, outcome: Answer | ModelFailure | None) -> None:
         """A call has ended, with an answer, a failure, or cancelled."""
+        if self._batched is None:
+            self._request_ended(outcome)
+
+    def _request_began(self) -> None:
+        for limit in self.limits:
+            limit.began()
+
+    def _request_ended(self, outcome: Answer | ModelFailure | None) -> None:
         for limit in self.limits:
             limit.ended(outcome)
 

@@ -108,8 +108,11 @@ class HttpModel:
     async def ask(self, prompt: Prompt, question: Question) -> Answer:
         """See `Model.ask`. `question.params` win over `prompt.params`, these over the rest."""
         request = self._dialect.request(self._model, prompt, question)
-        response = await self._exchange("POST", request.path, request.encoded())
-        return self._dialect.answer(response, prompt)
+        return self._dialect.answer(await self.post(request), prompt)
+
+    async def post(self, request: Request) -> Response:
+        """Send a request. Raises `TransientFailure` `timeout` or `unavailable`, or `Rejection`."""
+        return await self._exchange("POST", request.path, request.encoded())
 
     async def check(self) -> str:
         """See `Model.check`: asks what the server offers, which costs no tokens.

@@ -26,6 +26,11 @@ MAX_SHOWN_CHARS = 300
 MAX_MODEL_ID_CHARS = 200
 _REFUSAL_CODES = frozenset({"content_filter", "content_policy_violation"})
 """Error codes by which an API refuses the input itself with a 4xx (Azure OpenAI)."""
+_NO_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_error"})
+"""Error codes for an account without quota or credit: a 429 of OpenAI's, a 402 of Anthropic's.
+
+OpenAI's guide "Error codes" tells its two kinds of 429 apart by this: slow down, or pay.
+"""
 TokenCount = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 
@@ -94,6 +99,10 @@ def failure_of_status(response: Response) -> ModelFailure:
     status, headers, body, secret = response
     message, error_code = _api_error(body)
     said = f"HTTP {status}" + (f": {shown(message, secret)}" if message else "")
+    if error_code in _NO_QUOTA or status == HTTPStatus.PAYMENT_REQUIRED:
+        return Rejection(
+            "quota_exceeded", f"{said} (the account has no quota left: check its plan and billing)"
+        )
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return TransientFailure("rate_limited", said, retry_after_s(headers))
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in {
@@ -103,9 +112,13 @@ def failure_of_status(response: Response) -> ModelFailure:
         return TransientFailure("unavailable", said, retry_after_s(headers))
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         code = f" ({shown(error_code, secret)})" if error_code else ""
-        return Rejection(
-            "unauthorized", f"HTTP {status}{code}: check the API key and what it may use"
-        )
+        said = f"HTTP {status}{code}: check the API key and what it may use"
+        return Rejection("unauthorized", said)
+    return _rejection_of(status, said, error_code)
+
+
+def _rejection_of(status: int, said: str, error_code: str) -> Rejection:
+    """What any other status says of the question, or of the configuration."""
     if status >= HTTPStatus.BAD_REQUEST:
         return Rejection("refused" if error_code in _REFUSAL_CODES else "rejected", said)
     if status >= HTTPStatus.MULTIPLE_CHOICES:

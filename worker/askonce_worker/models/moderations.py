@@ -8,11 +8,14 @@ category with the highest score, or `ok`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from askonce_queue.reply import Answer
+from askonce_worker.models.batching import Outcome, outcome_of
 from askonce_worker.models.http_model import Request, bearer, merged_params
 from askonce_worker.models.http_reply import Response, model_id
 from askonce_worker.models.labels import known_label
@@ -36,7 +39,7 @@ _decoder = msgspec.json.Decoder(_Moderation)
 
 
 class Moderations:
-    """`POST /moderations`: one text, or the parts of one message (text and images)."""
+    """`POST /moderations`: texts, or the parts of one message (text and images)."""
 
     probe = "/models"
 
@@ -54,12 +57,26 @@ class Moderations:
             raise Rejection("rejected", "there is nothing to moderate")
         return Request("/moderations", {"model": model, "input": given} | params)
 
+    def request_many(self, model: str, prompt: Prompt, questions: Sequence[Question]) -> Request:
+        """See `ManyDialect.request_many`."""
+        params = merged_params(prompt, questions[0], ("input", "model"))
+        texts = [question.text for question in questions]
+        return Request("/moderations", {"model": model, "input": texts} | params)
+
     def answer(self, response: Response, prompt: Prompt) -> Answer:
         """See `Dialect.answer`. `score` is the label's; of "nothing flagged": 1 − the highest."""
         moderation = response.read(_decoder, "moderation")
         if len(moderation.results) != 1:
             raise Rejection("unparsable", f"expected one result, got {len(moderation.results)}")
         return answer_of(moderation.results[0], moderation.model, prompt, response)
+
+    def answers(self, response: Response, prompt: Prompt) -> Sequence[Outcome]:
+        """See `ManyDialect.answers`."""
+        moderation = response.read(_decoder, "moderation")
+        return [
+            outcome_of(partial(answer_of, result, moderation.model, prompt, response))
+            for result in moderation.results
+        ]
 
 
 def answer_of(result: _Result, model: object, prompt: Prompt, response: Response) -> Answer:

@@ -33,6 +33,10 @@ class ModelFailure(AskonceError):
         self.message = message
         super().__init__(f"{code}: {message}")
 
+    def alike(self) -> ModelFailure:
+        """The same once more, for another who waited: a raised exception belongs to one."""
+        return type(self)(self.code, self.message)
+
 
 class TransientFailure(ModelFailure):
     """Worth another attempt: `timeout`, `unavailable`, `rate_limited`, `model_failed`.
@@ -44,11 +48,16 @@ class TransientFailure(ModelFailure):
         super().__init__(code, message)
         self.retry_after_s = retry_after_s
 
+    def alike(self) -> TransientFailure:
+        """See `ModelFailure.alike`."""
+        return type(self)(self.code, self.message, self.retry_after_s)
+
 
 class Rejection(ModelFailure):
     """Deterministic: asking the same again would fail the same way.
 
-    `refused`, `truncated`, `unparsable`, `out_of_set`, `rejected`, `unauthorized`.
+    `refused`, `truncated`, `unparsable`, `out_of_set`, `rejected`, `unauthorized`,
+    `quota_exceeded`.
     """
 
 

@@ -33,10 +33,10 @@ from askonce_worker.models.protocol import (
 )
 from askonce_worker.models.threads import DaemonThreads
 
-Call = Callable[[str], Any]
+Call = Callable[[Any], Any]
 """`(text) -> str`, or `-> {"label": str, "score": 0..1, "scores": {label: 0..1}}`, sync or async.
 
-`score` and `scores` may be left out or None.
+`score` and `scores` may be left out or None. One that takes many at a time: `python_many.py`.
 """
 
 _RESULT_KEYS = frozenset({"label", "score", "scores"})
@@ -75,14 +75,16 @@ class PythonModel:
 
         A callable that knows better may raise a `ModelFailure` itself; it passes unchanged.
         """
-        text = _single_text(question)
+        return checked_answer(await self.called(single_text(question)), prompt.labels, self._name)
+
+    async def called(self, given: Any) -> Any:
+        """Return what the callable says to `given`. Raises `ModelFailure`."""
         try:
             if self._async:
-                result = await self._within_timeout(self._call(text))
-            else:
-                result = await self._threads.run(self._call, text, self._within_timeout)
-                if inspect.isawaitable(result):  # a plain function around an async one
-                    result = await self._within_timeout(result)
+                return await self._within_timeout(self._call(given))
+            result = await self._threads.run(self._call, given, self._within_timeout)
+            if inspect.isawaitable(result):  # a plain function around an async one
+                result = await self._within_timeout(result)
         except ModelFailure:
             raise
         except asyncio.CancelledError as error:
@@ -93,7 +95,7 @@ class PythonModel:
             raise self._model_failed(error) from error
         except (Exception, SystemExit) as error:
             raise self._model_failed(error) from error
-        return _checked(result, prompt.labels, self._name)
+        return result
 
     async def check(self) -> str:
         """See `Model.check`. The callable is not called: it may cost or change something."""
@@ -150,7 +152,7 @@ def load_call(spec: str, folder: Path) -> Call:
     return cast("Call", call)
 
 
-def _single_text(question: Question) -> str:
+def single_text(question: Question) -> str:
     """Return the text a callable can be asked; raises `Rejection` for a conversation."""
     if question.text is not None:
         return question.text
@@ -164,7 +166,7 @@ def _single_text(question: Question) -> str:
     )
 
 
-def _checked(result: object, labels: tuple[str, ...], name: str) -> Answer:
+def checked_answer(result: object, labels: tuple[str, ...], name: str) -> Answer:
     """Return `result` of a callable as an answer; raises `Rejection`."""
     if isinstance(result, str):
         return Answer(label=_checked_label(result, labels, name), model=name)

@@ -115,6 +115,8 @@ def _check_finished(said: _Response, parts: list[_Part], response: Response) -> 
     if said.status == "failed":
         error = said.error or _Error()
         what = response.shown(error.message or error.code or "no reason")
+        if error.code == "insufficient_quota":
+            raise Rejection("quota_exceeded", f"{what}: check the account's plan and billing")
         if error.code == "rate_limit_exceeded":
             raise TransientFailure("rate_limited", what)
         if error.code == "server_error":

@@ -25,8 +25,8 @@ from askonce_worker.models.protocol import TransientFailure
 class _Work:
     """One call on its way through a thread. `returned` and `given_up` change on the loop only."""
 
-    call: Callable[[str], Any]
-    text: str
+    call: Callable[[Any], Any]
+    given: Any
     loop: asyncio.AbstractEventLoop
     outcome: asyncio.Future[tuple[Any, BaseException | None]]
     context: contextvars.Context
@@ -35,7 +35,7 @@ class _Work:
 
     def carry_out(self) -> tuple[Any, BaseException | None]:
         try:
-            return self.context.run(self.call, self.text), None
+            return self.context.run(self.call, self.given), None
         except BaseException as error:  # noqa: BLE001 - raised again in the task that asked
             return None, error
 
@@ -59,13 +59,13 @@ class DaemonThreads:
 
     async def run(
         self,
-        call: Callable[[str], Any],
-        text: str,
+        call: Callable[[Any], Any],
+        given: Any,
         bounded: Callable[[Awaitable[Any]], Awaitable[Any]],
     ) -> Any:
-        """Return or raise what `call(text)` does; `bounded` gives up waiting for it."""
+        """Return or raise what `call(given)` does; `bounded` gives up waiting for it."""
         loop = asyncio.get_running_loop()
-        work = _Work(call, text, loop, loop.create_future(), contextvars.copy_context())
+        work = _Work(call, given, loop, loop.create_future(), contextvars.copy_context())
         await self._take_slot(work)
         self._start(work)
         try:

@@ -83,9 +83,18 @@ class Counters:
         others[tenant] = others.get(tenant, 0) + worth
 
     def paid(
-        self, task: str, price: Price, tenant: str, *, calls: int, tokens: tuple[int, int] = (0, 0)
+        self,
+        task: str,
+        price: Price,
+        tenant: str,
+        *,
+        calls: float,
+        tokens: tuple[int, int] = (0, 0),
     ) -> None:
-        """Count what calls for a tenant's ask cost, and their tokens of input and output."""
+        """Count what calls for a tenant's ask cost, and their tokens of input and output.
+
+        A part of a call, where several questions were asked in one.
+        """
         self._count_all(
             task,
             tenant,

@@ -78,9 +78,16 @@ BY_TASK = (
         _each(
             "failures_",
             *("timeout", "unavailable", "rate_limited", "model_failed"),
-            *("refused", "truncated", "unparsable", "out_of_set", "rejected", "unauthorized"),
+            *("refused", "truncated", "unparsable", "out_of_set", "rejected"),
+            *("unauthorized", "quota_exceeded"),
         ),
         label="code",
+        by=("task", "model"),
+    ),
+    Family(
+        "askonce_model_requests",
+        "Requests made of models: fewer than calls where several questions go in one.",
+        {"model_requests": ""},
         by=("task", "model"),
     ),
     Family(

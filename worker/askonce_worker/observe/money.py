@@ -21,7 +21,7 @@ class Price(NamedTuple):
     output: float = 0.0
     per_call: float = 0.0
 
-    def nano(self, calls: int, input_tokens: int, output_tokens: int) -> int:
+    def nano(self, calls: float, input_tokens: int, output_tokens: int) -> int:
         """What calls that used so many tokens together cost, in billionths."""
         tokens = input_tokens * self.input + output_tokens * self.output
         return round(tokens * 1000 + calls * self.per_call * NANO)
