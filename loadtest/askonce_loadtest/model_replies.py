@@ -1,13 +1,15 @@
-"""What the stand-in model server sends: completions and faults in the format of OpenAI's API."""
+"""Chat completions of the stand-in model server, good ones and others, in OpenAI's format.
+
+Tokens, in every API that counts them: a text has one for each four characters it begins, and one
+more. Input is all texts of a request, output is the answer's.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import math
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
 from askonce_loadtest.model_behaviour import Fault
 
@@ -77,23 +79,6 @@ def completion(chat: ChatRequest, text: str, label: str | None) -> bytes:
     return _completion(chat, _json_text({name: chosen}))
 
 
-def fault_reply(fault: Fault, retry_after_s: float | None) -> web.Response | None:
-    """Return the response of a fault of HTTP; None for one of the body."""
-    match fault:
-        case "status_429":
-            reply = error_reply(429, "rate_limit_exceeded", "Rate limit reached, slow down")
-            if retry_after_s is not None:
-                reply.headers["Retry-After"] = str(math.ceil(retry_after_s))
-                reply.headers["Retry-After-Ms"] = str(round(retry_after_s * 1000))
-            return reply
-        case "status_500":
-            return error_reply(500, "server_error", "The server had an error")
-        case "wrong_content_type":
-            return web.Response(text="<html>It works!</html>", content_type="text/html")
-        case _:
-            return None
-
-
 def bad_completion(fault: Fault, chat: ChatRequest) -> bytes:
     """Return a 200's body that is no answer."""
     name, labels = chat.labels()
@@ -104,33 +89,14 @@ def bad_completion(fault: Fault, chat: ChatRequest) -> bytes:
             return _completion(chat, '{"label": ' if labels else None)
         case "refuse":
             return _completion(chat, None, refusal="I cannot help with that.")
+        case "content_filter":
+            return _completion(chat, None, finish_reason="content_filter")
         case "out_of_set":
             return _completion(chat, _json_text({name or "label": OUT_OF_SET_LABEL}))
         case "empty_choices":
             return _completion(chat, "", choices=False)
         case _:
             raise ValueError(f"{fault!r} is not a fault of the body")
-
-
-async def send_cut(request: web.Request, body: bytes) -> web.StreamResponse:
-    """Send half of `body` under a Content-Length for all of it, then close the connection."""
-    response = web.StreamResponse(headers={"Content-Type": "application/json"})
-    response.content_length = len(body)
-    await response.prepare(request)
-    await response.write(body[: len(body) // 2])
-    if request.transport is not None:
-        request.transport.close()
-    return response
-
-
-def error_reply(status: int, code: str, message: str) -> web.Response:
-    """Return an error in OpenAI's shape."""
-    error = {"message": message, "type": code, "param": None, "code": code}
-    return web.Response(
-        status=status,
-        body=msgspec.json.encode({"error": error}),
-        content_type="application/json",
-    )
 
 
 def _completion(
@@ -141,8 +107,8 @@ def _completion(
     refusal: str | None = None,
     choices: bool = True,
 ) -> bytes:
-    input_tokens = sum(len(_text(message)) for message in chat.messages) // _CHARS_PER_TOKEN + 1
-    output_tokens = len(content or refusal or "") // _CHARS_PER_TOKEN + 1
+    read_tokens = input_tokens(chat)
+    output_tokens = tokens_of(content or refusal or "")
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": content, "refusal": refusal},
@@ -157,12 +123,22 @@ def _completion(
             "model": chat.model,
             "choices": [choice] if choices else [],
             "usage": {
-                "prompt_tokens": input_tokens,
+                "prompt_tokens": read_tokens,
                 "completion_tokens": output_tokens,
-                "total_tokens": input_tokens + output_tokens,
+                "total_tokens": read_tokens + output_tokens,
             },
         }
     )
+
+
+def input_tokens(chat: ChatRequest) -> int:
+    """The tokens of what a model reads."""
+    return tokens_of(*map(_text, chat.messages))
+
+
+def tokens_of(*texts: str) -> int:
+    """The tokens of texts, by the rule of this server."""
+    return sum(map(len, texts)) // _CHARS_PER_TOKEN + 1
 
 
 def _text(message: ChatMessage) -> str:

@@ -1,8 +1,9 @@
 """A stand-in model server: every API we speak, over real HTTP, wrong on demand, exactly counted.
 
 What it answers depends on its seed, the input and how often that input was asked, never on the
-order of arrival: a run can be repeated. It counts calls per distinct input, which is how tests and
-load tests know that every distinct question was asked once.
+order of arrival: a run can be repeated (limits a minute apart). It counts calls per distinct input,
+which is how tests and load tests know that every distinct question was asked once; of a request
+with many inputs each is a call. Requests past a limit are no calls: they count as `limited`.
 
     POST /v1/chat/completions    an answer, or the fault whose turn it is; also /v1/messages,
                                  /v1/responses, /v1/moderations and /predict
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -24,8 +26,11 @@ import msgspec
 from aiohttp import web
 
 from askonce_loadtest.model_behaviour import Behaviour, Fault, Turn, turn_of
-from askonce_loadtest.model_dialects import SPEECHES, Asked, Speech
-from askonce_loadtest.model_replies import error_reply, fault_reply, send_cut
+from askonce_loadtest.model_dialects import SPEECHES
+from askonce_loadtest.model_errors import error_reply, fault_reply, send_cut
+from askonce_loadtest.model_limits import Limits
+from askonce_loadtest.model_replies import OUT_OF_SET_LABEL
+from askonce_loadtest.model_speech import Asked, Speech
 
 __all__ = ["Behaviour", "Fault", "ModelServer", "serve"]
 
@@ -35,6 +40,8 @@ MAX_TRACKED_INPUTS = 1_000_000
 """Distinct inputs counted one by one; calls with further ones count as `untracked_calls`."""
 MODEL_ID = "stand-in-1"
 _SHUTDOWN_S = 1.0
+_OWN_FAULTS: frozenset[Fault] = frozenset({"ok", "out_of_set"})
+"""What one of several questions in a request can have without the others."""
 _behaviour_decoder = msgspec.json.Decoder(Behaviour)
 
 
@@ -64,6 +71,8 @@ class ModelServer:
         self.calls: Counter[str] = Counter()
         self.total_calls = 0
         self.untracked_calls = 0
+        self.total_requests = 0
+        self.limited = 0
         self.in_flight = 0
         self.max_in_flight = 0
         self.faults: Counter[str] = Counter()
@@ -73,6 +82,7 @@ class ModelServer:
         self._on_call = on_call
         self._api_key = api_key
         self._host = host
+        self._limits = self._fresh_limits()
         self._stopping = asyncio.Event()
         self._runner: web.AppRunner | None = None
 
@@ -122,6 +132,8 @@ class ModelServer:
         """Return the counters as `/stats` shows them."""
         return {
             "total_calls": self.total_calls,
+            "total_requests": self.total_requests,
+            "limited": self.limited,
             "distinct_inputs": len(self.calls),
             "repeated_inputs": sum(1 for count in self.calls.values() if count > 1),
             "max_calls_per_input": max(self.calls.values(), default=0),
@@ -138,52 +150,82 @@ class ModelServer:
         self.calls.clear()
         self.faults.clear()
         self.total_calls = 0
+        self.total_requests = 0
+        self.limited = 0
+        self._limits = self._fresh_limits()
         self.untracked_calls = 0
         self.max_in_flight = self.in_flight
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        if not self._authorized(request):
-            return error_reply(401, "invalid_api_key", f"wrong key: {_key_of(request)}")
         speech = SPEECHES[request.path]
+        if not self._authorized(request):
+            message = f"wrong key: {_key_of(request)}"
+            return error_reply(401, "invalid_api_key", message, speech.style)
         try:
-            asked = speech.read(await request.read())
+            asks = speech.read(await request.read())
         except web.HTTPRequestEntityTooLarge:
-            return error_reply(
-                413, "request_too_large", f"requests have at most {MAX_REQUEST_BYTES} bytes"
-            )
+            most = f"requests have at most {MAX_REQUEST_BYTES} bytes"
+            return error_reply(413, "request_too_large", most, speech.style)
         except (msgspec.DecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return error_reply(400, "invalid_request", str(error))
-        turn = self._next_turn(asked.text)
-        label = self._on_call(asked.text, turn.fault) if self._on_call else None
+            return error_reply(400, "invalid_request", str(error), speech.style)
+        wait_s = self._limits.admit(sum(asked.tokens for asked in asks))
+        if wait_s > 0:
+            return self._slow_down(speech, wait_s)
+        turns = [self._next_turn(asked.text) for asked in asks]
+        labels = [self._label(asked, turn) for asked, turn in zip(asks, turns, strict=True)]
+        self.total_requests += 1
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
-            if turn.latency_s > 0:
-                await asyncio.sleep(turn.latency_s)
-            label = label or self._labels.get(asked.text)
-            return await self._reply(request, speech, asked, turn, label)
+            await asyncio.sleep(max(turn.latency_s for turn in turns))
+            return await self._reply(request, speech, asks, turns, labels)
         finally:
             self.in_flight -= 1
+
+    def _slow_down(self, speech: Speech, wait_s: float) -> web.Response:
+        """What a request past a limit gets."""
+        self.limited += 1
+        reply = fault_reply("status_429", speech.style, wait_s)
+        assert reply is not None
+        reply.headers.update(self._limits.headers(speech.style))
+        return reply
+
+    def _label(self, asked: Asked, turn: Turn) -> str | None:
+        """The label that a question is to get; None: one of its set."""
+        label = self._on_call(asked.text, turn.fault) if self._on_call else None
+        return label or self._labels.get(asked.text)
 
     async def _reply(
         self,
         request: web.Request,
         speech: Speech,
-        asked: Asked,
-        turn: Turn,
-        label: str | None,
+        asks: Sequence[Asked],
+        turns: Sequence[Turn],
+        labels: Sequence[str | None],
     ) -> web.StreamResponse:
-        if turn.fault == "stall":
+        """Among several questions, a wrong label is one's own; any other fault is everybody's."""
+        faults: list[Fault] = [turn.fault for turn in turns]
+        shared: list[Fault] = [one for one in faults if one not in _OWN_FAULTS]
+        fault: Fault = shared[0] if shared else "ok"
+        if len(asks) == 1:
+            fault = faults[0]
+        elif "out_of_set" in faults:
+            wrong = zip(faults, labels, strict=True)
+            labels = [OUT_OF_SET_LABEL if one == "out_of_set" else label for one, label in wrong]
+        if fault == "stall":
             await self._stopping.wait()
-            return error_reply(503, "stopping", "the server stopped")
-        if turn.fault == "cut":
-            return await send_cut(request, speech.good(asked, label))
-        reply = fault_reply(turn.fault, self.behaviour.retry_after_s)
-        if reply is not None:
-            return reply
-        good = turn.fault == "ok"
-        body = speech.good(asked, label) if good else speech.bad(turn.fault, asked)
-        return web.Response(body=body, content_type="application/json")
+            return error_reply(503, "stopping", "the server stopped", speech.style)
+        if fault == "cut":
+            return await send_cut(request, speech.good(asks, labels))
+        reply = fault_reply(fault, speech.style, self.behaviour.retry_after_s)
+        if reply is None:
+            good = fault == "ok"
+            body = speech.good(asks, labels) if good else speech.bad(fault, asks)
+            if self._limits.tokens:
+                self._limits.spend(_output_tokens(body))
+            reply = web.Response(body=body, content_type="application/json")
+        reply.headers.update(self._limits.headers(speech.style))
+        return reply
 
     def _next_turn(self, text: str) -> Turn:
         """Count the call and decide what it gets."""
@@ -198,6 +240,10 @@ class ModelServer:
         if turn.fault != "ok":
             self.faults[turn.fault] += 1
         return turn
+
+    def _fresh_limits(self) -> Limits:
+        behaviour = self.behaviour
+        return Limits(behaviour.requests_per_minute, behaviour.tokens_per_minute, time.monotonic)
 
     def _authorized(self, request: web.Request) -> bool:
         if self._api_key is None:
@@ -234,6 +280,15 @@ def _key_of(request: web.Request) -> str:
     """The API key of a request, wherever its API puts it."""
     bearer = request.headers.get("Authorization", "")
     return bearer.removeprefix("Bearer ") or request.headers.get("x-api-key", "")
+
+
+def _output_tokens(body: bytes) -> int:
+    """The tokens of an answer, where its API counts them."""
+    try:
+        usage: dict[str, int] = msgspec.json.decode(body)["usage"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return 0
+    return usage.get("completion_tokens", usage.get("output_tokens", 0))
 
 
 def _json(value: object) -> web.Response:

@@ -1,52 +1,30 @@
-"""Every API over real HTTP: what is sent, what comes back, and every way a call can fail."""
+"""Every API over real HTTP: what is sent, and what comes back. Errors: test_model_errors.py."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiohttp
 import orjson
 import pytest
 from aiohttp import web
 
-from askonce_loadtest.model_server import Behaviour, Fault, ModelServer
-from askonce_queue.reply import ErrorCode
+from askonce_loadtest.model_server import ModelServer
 from askonce_worker.models.anthropic import AnthropicMessages
-from askonce_worker.models.chat import ChatCompletions
 from askonce_worker.models.http_model import Dialect
 from askonce_worker.models.moderations import Moderations
 from askonce_worker.models.predict import Predict
 from askonce_worker.models.protocol import (
-    ModelFailure,
     Prompt,
     Question,
     Rejection,
     TransientFailure,
 )
 from askonce_worker.models.responses import Responses
+from tests.support.apis import APIS, WORDS, Api, prompt_of
 from tests.support.chat_models import KEY, TEXT, answering, failure_of, model_at
 
-WORDS = ("spam", "ham", "eggs")
-
-
-class Api(NamedTuple):
-    dialect: Dialect
-    root: str
-    """What of the server's address belongs to the base URL."""
-    labels: tuple[str, ...] = WORDS
-    talks: bool = True
-    """Whether it is a language model, which can refuse and be cut off."""
-
-
-APIS = {
-    "chat": Api(ChatCompletions(), "/v1"),
-    "anthropic 2023": Api(AnthropicMessages("2023-06-01"), ""),
-    "anthropic 2026": Api(AnthropicMessages("2026-10-21"), ""),
-    "responses": Api(Responses(), "/v1"),
-    "moderations": Api(Moderations(), "/v1", ("hate", "sexual", "violence", "fine"), talks=False),
-    "predict": Api(Predict(), "", ("positive", "negative"), talks=False),
-}
 apis = pytest.mark.parametrize("api", APIS.values(), ids=APIS)
 
 
@@ -54,10 +32,6 @@ apis = pytest.mark.parametrize("api", APIS.values(), ids=APIS)
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession() as opened:
         yield opened
-
-
-def prompt_of(api: Api) -> Prompt:
-    return Prompt(system="Classify." if api.talks else None, labels=api.labels, temperature=0.0)
 
 
 @apis
@@ -82,48 +56,9 @@ async def test_mapped_labels(session: aiohttp.ClientSession, api: Api) -> None:
         assert (await model.ask(prompt_of(api), TEXT)).label == label
 
 
-FAULTS: dict[Fault, tuple[type[ModelFailure], ErrorCode]] = {
-    "status_429": (TransientFailure, "rate_limited"),
-    "status_500": (TransientFailure, "unavailable"),
-    "cut": (TransientFailure, "unavailable"),
-    "truncate": (Rejection, "truncated"),
-    "malformed": (Rejection, "unparsable"),
-    "refuse": (Rejection, "refused"),
-    "out_of_set": (Rejection, "out_of_set"),
-    "wrong_content_type": (Rejection, "unparsable"),
-    "empty_choices": (Rejection, "unparsable"),
-}
-
-
-def faults_of(name: str, api: Api) -> list[Any]:
-    """What can go wrong: a category that is not in the labels is nothing flagged, and no fault."""
-    fine = {"out_of_set"} if isinstance(api.dialect, Moderations) else set[str]()
-    return [pytest.param(api, fault, id=f"{name} {fault}") for fault in FAULTS if fault not in fine]
-
-
-@pytest.mark.parametrize(
-    ("api", "fault"), [one for name, api in APIS.items() for one in faults_of(name, api)]
-)
-async def test_each_fault_has_its_failure(
-    session: aiohttp.ClientSession, api: Api, fault: Fault
-) -> None:
-    kind, code = FAULTS[fault]
-    if not api.talks and fault in {"truncate", "refuse"}:
-        code = "unparsable"  # the API has no word for it
-    async with ModelServer(script={"buy now": [fault, "ok"]}, api_key=KEY) as server:
-        model = model_at(server.root_url + api.root, session, dialect=api.dialect)
-        error = await failure_of(model, prompt_of(api))
-        assert isinstance(error, kind)
-        assert error.code == code
-        assert (await model.ask(prompt_of(api), TEXT)).label in api.labels
-
-
 @apis
-async def test_a_stall_and_a_wrong_key(session: aiohttp.ClientSession, api: Api) -> None:
-    async with ModelServer(Behaviour(stall=1.0)) as server:
-        url = server.root_url + api.root
-        model = model_at(url, session, dialect=api.dialect, timeout_s=0.05)
-        assert (await failure_of(model, prompt_of(api))).code == "timeout"
+async def test_a_wrong_key(session: aiohttp.ClientSession, api: Api) -> None:
+    """The server's message has the key in it, the failure's has not."""
     async with ModelServer(api_key="another") as server:
         model = model_at(server.root_url + api.root, session, dialect=api.dialect)
         assert (await failure_of(model, prompt_of(api))).code == "unauthorized"

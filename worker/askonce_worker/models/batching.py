@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from askonce_queue.errors import ConfigError
@@ -168,8 +169,9 @@ class BatchedModel:
     def _take_off(self, batch: _Batch) -> None:
         """Nobody joins any more."""
         self._stop_waiting(batch)
-        batch.task = asyncio.get_running_loop().create_task(self._fly(batch))
         self._flying.add(batch)
+        batch.task = asyncio.create_task(self._settle(batch.prompt, batch.seats))
+        batch.task.add_done_callback(partial(self._landed, batch))
 
     def _stop_waiting(self, batch: _Batch) -> None:
         if batch.timer is not None:
@@ -186,13 +188,11 @@ class BatchedModel:
         elif all(other.outcome.done() for other in batch.seats):
             batch.task.cancel()
 
-    async def _fly(self, batch: _Batch) -> None:
-        try:
-            await self._settle(batch.prompt, batch.seats)
-        finally:
-            self._flying.discard(batch)
-            for seat in batch.seats:  # none, unless this was cancelled
-                seat.land(TransientFailure("model_failed", "the request was cancelled"))
+    def _landed(self, batch: _Batch, _: asyncio.Task[None]) -> None:
+        """Its task has ended, perhaps before it began."""
+        self._flying.discard(batch)
+        for seat in batch.seats:  # none is left, unless it was cancelled
+            seat.land(TransientFailure("model_failed", "the request was cancelled"))
 
     async def _settle(self, prompt: Prompt, seats: Sequence[_Seat]) -> None:
         """Give every question that somebody still waits for its outcome."""

@@ -6,9 +6,9 @@ What it returns has one item a text, in order: each what a callable of one text 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from askonce_queue.reply import Answer
 from askonce_worker.models.batching import Outcome, outcome_of
@@ -54,10 +54,10 @@ class PythonManyModel:
 
     def _listed(self, results: Any, count: int) -> list[Any]:
         """The results, one a text. Raises `Rejection`."""
+        kind = type(results).__name__
         if isinstance(results, str | bytes | Mapping) or not hasattr(results, "__len__"):
-            kind = type(results).__name__
             raise Rejection("unparsable", f"{self._name} must return a list, not {kind}")
-        listed = list(results)
+        listed = list(cast("Iterable[Any]", results))
         if len(listed) != count:
             wrong = f"{len(listed)} results for {count} texts"
             raise Rejection("unparsable", f"{self._name} returned {wrong}")
