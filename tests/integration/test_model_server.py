@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 from askonce_loadtest import model_server
 from askonce_loadtest.model_behaviour import Turn, turn_of
 from askonce_loadtest.model_command import model
+from askonce_loadtest.model_limits import Limits
 from askonce_loadtest.model_server import (
     MAX_REQUEST_BYTES,
     Behaviour,
@@ -73,6 +74,23 @@ def test_faults_and_latencies_come_in_their_shares() -> None:
     assert 0.02 < latencies[1680] < 0.034  # one sigma above the median: e times it
     assert turn_of(Behaviour(latency_ms=5), "any", 0, None) == Turn("ok", 0.005)
     assert turn_of(Behaviour(stall=1.0), "any", 0, "ok").fault == "ok"
+
+
+def test_latencies_may_have_two_modes_or_come_from_a_list() -> None:
+    two = Behaviour(latency_ms=10, slow=0.25, slow_latency_ms=1000, latency_sigma=0.2)
+    latencies = [turn_of(two, text, 0, None).latency_s for text in TEXTS]
+    slow = [latency for latency in latencies if latency > 0.1]
+    assert abs(len(slow) - 500) < 80
+    assert 0.9 < sorted(slow)[len(slow) // 2] < 1.1
+    assert latencies == [turn_of(two, text, 0, None).latency_s for text in TEXTS]
+    faults = msgspec.structs.replace(two, cut=0.5)  # who is slow has no more faults than others
+    cut_and_slow = [turn_of(faults, text, 0, None) for text in TEXTS]
+    cut_and_slow = [turn for turn in cut_and_slow if turn.fault == "cut" and turn.latency_s > 0.1]
+    assert abs(len(cut_and_slow) - 250) < 60
+    listed = Behaviour(latencies_ms=(1, 5, 5, 70), latency_ms=10_000, slow=1.0)
+    counts = Counter(turn_of(listed, text, 0, None).latency_s for text in TEXTS)
+    assert counts.keys() == {0.001, 0.005, 0.07}
+    assert abs(counts[0.005] - 1000) < 100
 
 
 @pytest.mark.parametrize(
@@ -157,6 +175,112 @@ async def test_what_it_does_not_do_is_an_error_in_the_shape_of_the_api(
         assert server.total_calls == 0
 
 
+MESSAGES = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "x" * 36}]}
+ASKED: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": chat("x" * 36),
+    "/v1/messages": MESSAGES,
+    "/v1/responses": {"model": "m", "input": "x" * 36},
+    "/v1/moderations": {"model": "m", "input": "x" * 36},
+    "/predict": {"inputs": "x" * 36},
+}
+"""Path → a request of 10 tokens."""
+
+
+async def reply_of(
+    session: aiohttp.ClientSession, server: ModelServer, path: str, body: object
+) -> tuple[int, dict[str, str], Any]:
+    """Status, headers in lower case, and body."""
+    data = io.BytesIO(msgspec.json.encode(body))
+    async with session.post(server.root_url + path, data=data) as response:
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return response.status, headers, await response.json()
+
+
+@pytest.mark.parametrize("path", ASKED)
+async def test_a_limit_of_requests_is_told_and_enforced(
+    session: aiohttp.ClientSession, path: str
+) -> None:
+    async with ModelServer(Behaviour(requests_per_minute=2)) as server:
+        replies = [await reply_of(session, server, path, ASKED[path]) for _ in range(3)]
+        assert [status for status, _, _ in replies] == [200, 200, 429]
+        assert (server.total_calls, server.total_requests, server.limited) == (2, 2, 1)
+        headers = replies[-1][1]
+        assert 25 <= int(headers["retry-after"]) <= 30  # the next of two a minute
+        if path == "/v1/messages":
+            assert headers["anthropic-ratelimit-requests-limit"] == "2"
+            assert replies[0][1]["anthropic-ratelimit-requests-remaining"] == "1"
+            assert headers["anthropic-ratelimit-requests-reset"].endswith("Z")
+        elif path != "/predict":
+            assert headers["x-ratelimit-limit-requests"] == "2"
+            assert replies[0][1]["x-ratelimit-remaining-requests"] == "1"
+            assert 50 < float(headers["x-ratelimit-reset-requests"].removesuffix("s")) <= 60
+        server.reset()
+        assert (await reply_of(session, server, path, ASKED[path]))[0] == 200
+
+
+async def test_tokens_of_input_and_output_are_limited(session: aiohttp.ClientSession) -> None:
+    """An answer is paid for when it is there."""
+    path = "/v1/chat/completions"
+    async with ModelServer(Behaviour(tokens_per_minute=25)) as server:
+        status, headers, body = await reply_of(session, server, path, ASKED[path])
+        usage = body["usage"]
+        assert (status, usage["prompt_tokens"], usage["completion_tokens"]) == (200, 10, 11)
+        assert headers["x-ratelimit-remaining-tokens"] == "4"
+        status, headers, _ = await reply_of(session, server, path, ASKED[path])
+        assert status == 429
+        assert int(headers["retry-after"]) == 15  # 6 of 10 tokens are missing, 25 come a minute
+
+
+def test_limits_fill_up_again() -> None:
+    now = 0.0
+    limits = Limits(60, None, lambda: now)
+    assert [limits.admit(1) for _ in range(60)] == [0] * 60
+    assert limits.admit(1) == pytest.approx(1.0)
+    now += 10
+    assert [limits.admit(1) for _ in range(10)] == [0] * 10
+    assert limits.admit(1) > 0
+    now += 1e6
+    assert [limits.admit(1) > 0 for _ in range(61)] == [False] * 60 + [True]
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "tokens"),
+    [
+        ("/v1/messages", MESSAGES | {"system": "x" * 8}, ("input_tokens", 12)),
+        (
+            "/v1/responses",
+            {"model": "m", "input": "x" * 36, "instructions": "x" * 4},
+            ("input_tokens", 11),
+        ),
+    ],
+)
+async def test_what_a_model_reads_is_counted(
+    session: aiohttp.ClientSession, path: str, given: object, tokens: tuple[str, int]
+) -> None:
+    async with ModelServer() as server:
+        _, _, body = await reply_of(session, server, path, given)
+        assert body["usage"][tokens[0]] == tokens[1]
+
+
+async def test_classifiers_take_many(session: aiohttp.ClientSession) -> None:
+    labels = {"a": "hate", "b": "violence", "c": "positive"}
+    async with ModelServer(labels=labels, script={"d": ["out_of_set"]}) as server:
+        many = {"model": "m", "input": ["a", "b"]}
+        _, _, body = await reply_of(session, server, "/v1/moderations", many)
+        flagged = [
+            [name for name, is_flagged in result["categories"].items() if is_flagged]
+            for result in body["results"]
+        ]
+        assert flagged == [["hate"], ["violence"]]
+        lists = {"inputs": [["c"], ["d"]]}
+        _, _, body = await reply_of(session, server, "/predict", lists)
+        assert [result[0]["label"] for result in body] == ["positive", "a-label-nobody-offered"]
+        for wrong in ([["c", "d"]], ["c", "d"], [], [["x"]] * 33):
+            status, _, _ = await reply_of(session, server, "/predict", {"inputs": wrong})
+            assert status == 400
+        assert (server.total_calls, server.total_requests) == (4, 2)
+
+
 async def test_it_listens_on_loopback_only_and_says_when_it_cannot() -> None:
     async with ModelServer() as server:
         assert server.base_url == f"http://127.0.0.1:{server.port}/v1"
@@ -169,8 +293,11 @@ async def test_as_a_process_it_announces_itself_and_ends_on_sigterm(
 ) -> None:
     labels = tmp_path / "labels.json"
     labels.write_text('{"hello": "greeting"}')
+    latencies = tmp_path / "latencies"
+    latencies.write_text("1\n2.5\n\n3\n")
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", COMMAND, "--port", "0", "--latency-ms", "1", "--labels", str(labels),
+        sys.executable, "-c", COMMAND,
+        "--port", "0", "--latency-file", str(latencies), "--labels", str(labels),
         stdout=subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -198,6 +325,12 @@ def test_the_command_refuses_shares_and_files_that_cannot_be_meant(tmp_path: Any
     absent = str(tmp_path / "absent.json")
     for wrong in (["--cut", "0.6", "--stall", "0.6"], ["--labels", absent], ["--cut", "2"]):
         assert invoke(*wrong).exit_code == 2
+    latencies = tmp_path / "latencies"
+    for text in ("", "12\nsoon\n", "-1", "nan", "1e9"):
+        latencies.write_text(text)
+        result = invoke("--latency-file", str(latencies))
+        assert result.exit_code == 2
+        assert "latencies" in result.stderr
 
 
 def test_the_command_says_when_its_port_is_taken() -> None:

@@ -45,6 +45,7 @@ def failure(body: object, *, status: int, headers: dict[str, str] | None = None)
         (307, Rejection, "rejected"),
         (400, Rejection, "rejected"),
         (401, Rejection, "unauthorized"),
+        (402, Rejection, "quota_exceeded"),
         (403, Rejection, "unauthorized"),
         (404, Rejection, "rejected"),
         (408, TransientFailure, "unavailable"),
@@ -91,6 +92,23 @@ def test_an_error_body_of_another_shape_leaves_the_status(body: object) -> None:
 def test_an_input_that_the_api_filtered_is_refused() -> None:
     body = {"error": {"message": "filtered", "code": "content_filter"}}
     assert failure(body, status=400).code == "refused"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        ({"type": "insufficient_quota", "code": "insufficient_quota"}, "quota_exceeded"),
+        ({"type": "insufficient_quota", "code": None}, "quota_exceeded"),
+        ({"type": "requests", "code": "rate_limit_exceeded"}, "rate_limited"),
+        ({"type": "tokens", "code": None}, "rate_limited"),
+    ],
+)
+def test_of_two_kinds_of_429_one_is_worth_another_attempt(error: Any, code: ErrorCode) -> None:
+    """Source: OpenAI's guide "Error codes": slow down, or check your plan and billing details."""
+    found = failure({"error": error | {"message": "no"}}, status=429)
+    assert found.code == code
+    assert isinstance(found, Rejection) == (code == "quota_exceeded")
+    assert ("billing" in found.message) == (code == "quota_exceeded")
 
 
 def test_unauthorized_names_the_code_and_quotes_nothing_else() -> None:

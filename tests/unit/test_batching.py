@@ -97,8 +97,8 @@ class Told:
         self.began += 1
 
     def end(self, outcome: Outcome | None) -> None:
-        failed = isinstance(outcome, ModelFailure)
-        self.ended.append(outcome.code if failed else outcome and "answer")
+        failed = outcome.code if isinstance(outcome, ModelFailure) else None
+        self.ended.append("answer" if isinstance(outcome, Answer) else failed)
 
 
 def batched(many: Many, size: int = SIZE, wait_s: float = WAIT_S) -> BatchedModel:
@@ -299,6 +299,22 @@ def test_when_all_have_left_the_request_is_cancelled() -> None:
 
     async def ended(asks: Sequence[asyncio.Task[str]]) -> list[object]:
         return list(await asyncio.gather(*asks, return_exceptions=True))
+
+    run_virtually(main())
+
+
+def test_all_may_leave_before_the_request_has_begun() -> None:
+    async def main() -> None:
+        many = Many()
+        model = batched(many, size=2)
+        asks = [asyncio.create_task(said(model, text)) for text in "ab"]
+        await asyncio.sleep(0)
+        for one in asks:
+            one.cancel()
+        await asyncio.gather(*asks, return_exceptions=True)
+        await asyncio.sleep(0)
+        assert many.requests == []
+        assert not model._flying  # pyright: ignore[reportPrivateUsage]
 
     run_virtually(main())
 

@@ -112,6 +112,19 @@ def test_a_wrong_task_is_one_line(load: ConfigLoader, lines: str, expected: str)
             "[models.m]\nkind = 'python'\ncall = 'a:b'\ntimeout_s = inf",
             "models.m.timeout_s: expected float <= 604800.0, got inf",
         ),
+        (MODEL + "batch = {}", "models.gpt.batch: expected none, as 'openai' takes one question"),
+        (
+            "[models.m]\nkind = 'python'\ncall = 'a:b'\nbatch = { size = 33 }",
+            "models.m.batch: expected a size of at most max_concurrency, 32: each question in flight",
+        ),
+        (
+            "[models.m]\nkind = 'python'\ncall = 'a:b'\nbatch = { size = 0 }",
+            "models.m.batch.size: expected int >= 1, got 0",
+        ),
+        (
+            "[models.m]\nkind = 'python'\ncall = 'a:b'\nbatch = { wait_ms = 1001 }",
+            "models.m.batch.wait_ms: expected float <= 1000",
+        ),
         (MODEL + 'api_key_file = "none"', "models.gpt.api_key_file: expected a readable UTF-8"),
         (
             MODEL + 'api_key_file = "a"\napi_key_env = "B"',

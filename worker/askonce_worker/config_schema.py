@@ -133,21 +133,8 @@ class PythonModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 def check_batch(batch: BatchConfig | None, max_concurrency: int) -> None:
     """Raise `ValueError` for batches that can never be full."""
     if batch is not None and batch.size > max_concurrency:
-        raise ValueError(
-            f"batch.size: expected at most max_concurrency, {max_concurrency}: "
-            "each question in flight counts"
-        )
-
-
-ModelConfig = ApiModelConfig | AnthropicModelConfig | PythonModelConfig
-MODEL_KINDS: dict[str, type[ModelConfig]] = {
-    "openai": ApiModelConfig,
-    "openai-responses": ApiModelConfig,
-    "openai-moderations": ApiModelConfig,
-    "predict": ApiModelConfig,
-    "anthropic": AnthropicModelConfig,
-    "python": PythonModelConfig,
-}
+        most = f"at most max_concurrency, {max_concurrency}"
+        raise ValueError(f"batch: expected a size of {most}: each question in flight counts")
 
 
 class CacheConfig(msgspec.Struct, frozen=True):
