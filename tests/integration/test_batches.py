@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class CountingLimit:
 
 
 @asynccontextmanager
-async def tasks_of(folder: Path, config: str) -> AsyncIterator[dict[str, Task]]:
+async def tasks_of(folder: Path, config: str) -> AsyncGenerator[dict[str, Task]]:
     path = folder / "askonce.toml"
     path.write_text(config, encoding="utf-8")
     settings = load_settings(path)
@@ -154,8 +154,9 @@ async def test_tasks_share_a_model_and_no_requests(
 async def test_a_poisonous_input_harms_only_itself(
     store: redis.asyncio.Redis, store_url: str, tmp_path: Path, kind: str, fault: Fault
 ) -> None:
+    script: dict[str, list[Fault]] = {FEW[5]: [fault] * 9}
     async with (
-        ModelServer(script={FEW[5]: [fault] * 9}) as server,
+        ModelServer(script=script) as server,
         tasks_of(tmp_path, api_config(server, kind, size=len(FEW))) as tasks,
         resolver_on(store_url) as resolver,
     ):
@@ -275,7 +276,7 @@ async def said(call: Callable[[list[str]], Any], *texts: str) -> list[str]:
 
 async def test_each_text_has_its_own_result() -> None:
     def call(texts: list[str]) -> list[Any]:
-        known = {"a": "spam", "b": None, "c": {"label": "ham"}, "d": "eggs"}
+        known: dict[str, Any] = {"a": "spam", "b": None, "c": {"label": "ham"}, "d": "eggs"}
         known["e"] = TransientFailure("rate_limited", "later")
         return [known[text] for text in texts]
 

@@ -115,7 +115,7 @@ def test_a_wrong_task_is_one_line(load: ConfigLoader, lines: str, expected: str)
         (MODEL + "batch = {}", "models.gpt.batch: expected none, as 'openai' takes one question"),
         (
             "[models.m]\nkind = 'python'\ncall = 'a:b'\nbatch = { size = 33 }",
-            "models.m.batch: expected a size of at most max_concurrency, 32: each question in flight",
+            "models.m.batch: expected a size of at most max_concurrency, 32: each question in",
         ),
         (
             "[models.m]\nkind = 'python'\ncall = 'a:b'\nbatch = { size = 0 }",

@@ -29,6 +29,5 @@ def test_the_examples_can_be_loaded(tmp_path: Path) -> None:
         "api_version": "2026-10-21",
     }
     assert {one["kind"] for one in identities.values()} == set(MODEL_KINDS) - {
-        "python",
         "openai-responses",
     }

@@ -137,6 +137,17 @@ def check_batch(batch: BatchConfig | None, max_concurrency: int) -> None:
         raise ValueError(f"batch: expected a size of {most}: each question in flight counts")
 
 
+ModelConfig = ApiModelConfig | AnthropicModelConfig | PythonModelConfig
+MODEL_KINDS: dict[str, type[ModelConfig]] = {
+    "openai": ApiModelConfig,
+    "openai-responses": ApiModelConfig,
+    "openai-moderations": ApiModelConfig,
+    "predict": ApiModelConfig,
+    "anthropic": AnthropicModelConfig,
+    "python": PythonModelConfig,
+}
+
+
 class CacheConfig(msgspec.Struct, frozen=True):
     """`cache = {…}` of a task."""
 
