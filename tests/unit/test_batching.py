@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -20,10 +20,16 @@ from askonce_worker.models.protocol import (
     Rejection,
     TransientFailure,
 )
-from tests.support.virtual_loop import run_virtually
+from tests.support.virtual_loop import VirtualLoop
+from tests.support.virtual_loop import run_virtually as run_on
 
 SIZE, WAIT_S, CALL_S = 4, 0.005, 0.05
 PROMPT, OTHER = Prompt(system="one"), Prompt(system="other")
+
+
+def run_virtually(main: Coroutine[Any, Any, None]) -> None:
+    """Run on a loop of its own."""
+    run_on(main, VirtualLoop())
 
 
 class Request(NamedTuple):
@@ -40,6 +46,7 @@ class Many:
 
     def __init__(self, fails: Callable[[Request], Sequence[Outcome] | None] | None = None) -> None:
         self.requests: list[Request] = []
+        self.made = asyncio.get_running_loop().time()
         self.cancelled = 0
         self.fails = fails
         self.open = asyncio.Event()
@@ -56,7 +63,7 @@ class Many:
 
     async def ask_many(self, prompt: Prompt, questions: Sequence[Question]) -> Sequence[Outcome]:
         texts = tuple(str(question.text) for question in questions)
-        request = Request(asyncio.get_running_loop().time(), prompt, texts)
+        request = Request(asyncio.get_running_loop().time() - self.made, prompt, texts)
         self.requests.append(request)
         try:
             await asyncio.sleep(CALL_S)
@@ -333,9 +340,12 @@ def test_closing_ends_what_is_on_its_way() -> None:
 
 
 def test_bounds_that_cannot_be_meant() -> None:
-    for size, wait_s in ((0, 1.0), (1, -1.0)):
-        with pytest.raises(ConfigError, match="size"):
-            BatchedModel(Many(), size=size, wait_s=wait_s)
+    async def main() -> None:
+        for size, wait_s in ((0, 1.0), (1, -1.0)):
+            with pytest.raises(ConfigError, match="size"):
+                BatchedModel(Many(), size=size, wait_s=wait_s)
+
+    run_virtually(main())
 
 
 # --- in any order --------------------------------------------------------------------------------

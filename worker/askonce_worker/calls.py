@@ -36,7 +36,7 @@ log = structlog.get_logger("askonce.calls")
 class Call(NamedTuple):
     """One call of a model, why it is made, and which tenant pays.
 
-    `granted_until`: its lease's first end, if any. `alone`: it shares no request with others,
+    `granted_until`: its lease's first end, if any. `apart`: it shares no request with others,
     because it may be what made an earlier one fail.
     """
 
@@ -48,10 +48,10 @@ class Call(NamedTuple):
     began: float
     granted_until: float
     payer: str
-    alone: bool = False
+    apart: bool = False
 
     @classmethod
-    def of(cls, flight: Flight, reason: str, *, alone: bool = False) -> Call:
+    def of(cls, flight: Flight, reason: str, *, apart: bool = False) -> Call:
         """The next call of a flight."""
         return cls(
             flight.task,
@@ -62,7 +62,7 @@ class Call(NamedTuple):
             flight.began,
             flight.granted_until,
             flight.asks[0].tenant if flight.asks else "",
-            alone,
+            apart,
         )
 
 
@@ -102,12 +102,12 @@ class Calls:
 
     async def fly(self, flight: Flight) -> None:
         """Ask until there is an answer or a reason to stop; never raises but for cancellation."""
-        unleased = flight.token is None
+        alone = flight.token is None
         reason = _reason(flight)
-        alone = flight.attempt > 1
+        apart = flight.attempt > 1
         while True:
             try:
-                answer = await self.ask(Call.of(flight, reason, alone=alone))
+                answer = await self.ask(Call.of(flight, reason, apart=apart))
             except Rejection as failure:
                 # A wrong key is no property of the question: it may be mended at any moment.
                 ours = failure.code in {"unauthorized", "quota_exceeded"}
@@ -123,11 +123,11 @@ class Calls:
                     flight.attempt, failure.retry_after_s, self._rng
                 )
                 await anyio.sleep(delay_s)
-                if not await self._may_try_again(flight, unleased=unleased):
+                if not await self._may_try_again(flight, alone=alone):
                     self._ask_again(flight)
                     return
                 reason = "retry"
-                alone = failure.code != "rate_limited"
+                apart = failure.code != "rate_limited"
             else:
                 self._answered(flight, answer)
                 return
@@ -148,7 +148,7 @@ class Calls:
             granted_until=call.granted_until,
         )
         outcome: Answer | ModelFailure | None = None
-        part = Part(alone=call.alone)
+        part = Part(alone=call.apart)
         task.backend.began()
         try:
             with self._counters.model_call(task.backend.name):
@@ -189,9 +189,9 @@ class Calls:
             not_json = TypeError(f"the answer is not JSON: {error}")
             raise Rejection("unparsable", str(not_json)) from not_json
 
-    async def _may_try_again(self, flight: Flight, *, unleased: bool) -> bool:
+    async def _may_try_again(self, flight: Flight, *, alone: bool) -> bool:
         """Count the next attempt where everyone can see it; False when the lease was lost."""
-        if unleased:
+        if alone:
             flight.attempt += 1
             return True
         if flight.token is None:
