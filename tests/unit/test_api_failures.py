@@ -99,12 +99,13 @@ def test_an_input_that_the_api_filtered_is_refused() -> None:
     [
         ({"type": "insufficient_quota", "code": "insufficient_quota"}, "quota_exceeded"),
         ({"type": "insufficient_quota", "code": None}, "quota_exceeded"),
+        ({"type": "insufficient_quota", "code": "project_spend_limit_exceeded"}, "quota_exceeded"),
         ({"type": "requests", "code": "rate_limit_exceeded"}, "rate_limited"),
         ({"type": "tokens", "code": None}, "rate_limited"),
     ],
 )
 def test_of_two_kinds_of_429_one_is_worth_another_attempt(error: Any, code: ErrorCode) -> None:
-    """Source: OpenAI's guide "Error codes": slow down, or check your plan and billing details."""
+    """Slow down, or pay: the messages of the latter say "check your plan and billing details"."""
     found = failure({"error": error | {"message": "no"}}, status=429)
     assert found.code == code
     assert isinstance(found, Rejection) == (code == "quota_exceeded")

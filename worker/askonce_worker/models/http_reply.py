@@ -29,7 +29,8 @@ _REFUSAL_CODES = frozenset({"content_filter", "content_policy_violation"})
 _NO_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_error"})
 """Error codes for an account without quota or credit: a 429 of OpenAI's, a 402 of Anthropic's.
 
-OpenAI's guide "Error codes" tells its two kinds of 429 apart by this: slow down, or pay.
+OpenAI's two kinds of 429 differ in this: slow down, or pay. The type says it also where the code
+names which limit it was (`project_spend_limit_exceeded`).
 """
 TokenCount = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
@@ -188,7 +189,9 @@ def _api_error(body: bytes) -> tuple[str, str]:
         return "", ""
     error = document.error
     if isinstance(error, _ErrorObject):
-        return _first_text(error.message), _first_text(error.code, error.type)
+        no_quota = isinstance(error.type, str) and error.type in _NO_QUOTA
+        code = error.type if no_quota else _first_text(error.code, error.type)
+        return _first_text(error.message), code
     message = _first_text(error, document.message, document.detail)
     return message, _first_text(document.error_type)
 
