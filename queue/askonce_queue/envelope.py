@@ -9,10 +9,12 @@
 | `r` | reply address, when it is a named stream (`@name`); else the client's own stream |
 | `n` | tenant, when not empty |
 | `g` | tags, joined by line breaks, when there are any |
-| `d` | deadline, Unix ms, when there is one |
+| `d` | deadline, when there is one: ms from the enqueue |
+| `o` | when it was enqueued, Unix ms, of a job that was deferred since |
 
-Lane and shard are those of the stream; the enqueue time is the entry id's; deliveries are counted
-by the consumer group.
+Lane and shard are those of the stream; the enqueue time is the entry id's, and so the store's; a
+deferred job has a new entry, and brings the old one's time along. Deliveries are counted by the
+consumer group. The deadline is relative, so that the same job enqueued again is the same job.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from __future__ import annotations
 import re
 
 import msgspec
+
+from askonce_queue.job import MAX_DEADLINE_S
 
 VERSION = b"1"
 NAMED = "@"
@@ -38,6 +42,9 @@ class Envelope(msgspec.Struct, kw_only=True):
     tenant: str = ""
     tags: tuple[str, ...] = ()
     deadline_ms: int = 0
+    """From the enqueue; 0: none."""
+    origin_ms: int = 0
+    """When a deferred job was enqueued, Unix ms; 0: when its entry was made."""
     payload: bytes = b""
     problem: str = ""
 
@@ -66,7 +73,8 @@ def read_envelope(entry_id: bytes, fields: list[bytes] | None) -> Envelope:
         envelope.tenant = given.get(b"n", b"").decode()
         tags = given.get(b"g")
         envelope.tags = tuple(tags.decode().split("\n")) if tags else ()
-        envelope.deadline_ms = int(given.get(b"d", b"0"))
+        envelope.deadline_ms = read_deadline(given[b"d"]) if b"d" in given else 0
+        envelope.origin_ms = _moment(given[b"o"]) if b"o" in given else 0
     except ValueError as error:
         envelope.problem = f"the envelope is not valid: {error}"
         return envelope
@@ -78,6 +86,22 @@ def read_envelope(entry_id: bytes, fields: list[bytes] | None) -> Envelope:
     elif not envelope.payload:
         envelope.problem = "the envelope has no payload"
     return envelope
+
+
+def read_deadline(text: bytes) -> int:
+    """The ms of a deadline. Raises `ValueError` for what no enqueue accepts."""
+    deadline_ms = int(text)
+    if not 0 < deadline_ms <= MAX_DEADLINE_S * 1000:
+        raise ValueError(f"{text!r:.60} is not a deadline")
+    return deadline_ms
+
+
+def _moment(text: bytes) -> int:
+    """A time, Unix ms. Raises `ValueError` for one that no entry can have."""
+    moment_ms = int(text)
+    if not 0 <= moment_ms < 1 << 53:
+        raise ValueError(f"{text!r:.60} is not a time")
+    return moment_ms
 
 
 def _client(name: str) -> str:

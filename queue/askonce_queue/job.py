@@ -25,6 +25,8 @@ MAX_TAG_CHARS = 200
 MAX_TENANT_CHARS = 200
 SOURCE_PREFIX = "source:"
 MAX_CONTROL_S = 10 * 365 * 86_400
+MIN_DEADLINE_S = 0.001
+MAX_DEADLINE_S = 30 * 86_400
 
 
 class CacheControl(
@@ -73,6 +75,8 @@ class Job(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, kw_onl
     Exactly one of `text` (str) and `messages` (chat messages, `{"role", "content"}`) is given.
     `id` defaults to a new unique id. `tags` are names by which the answer can be invalidated;
     `sources` are what it is built on (documents, an index), by which it can be invalidated, too.
+    `deadline_s`: seconds from its enqueue, by the store's clock, after which an answer is not worth
+    a model call: then its reply is the error `deadline_exceeded`. None: it waits, however long.
     """
 
     task: str
@@ -84,6 +88,7 @@ class Job(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, kw_onl
     tags: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     cache: CacheControl | None = None
+    deadline_s: float | None = None
 
     @property
     def all_tags(self) -> tuple[str, ...]:
@@ -131,6 +136,8 @@ def encode_payload(job: Job, max_bytes: int = MAX_JOB_BYTES) -> bytes:
         check_envelope(job.tenant, job.all_tags)
     if job.cache is not None:
         check_control(job.cache)
+    if job.deadline_s is not None:
+        check_deadline(job.deadline_s)
     return payload
 
 
@@ -170,6 +177,16 @@ def check_control(control: CacheControl) -> None:
         raise InvalidJob("cache.only_if_cached cannot be met beside cache.no_cache: give one")
     if control.namespace and not valid_name(control.namespace, MAX_TENANT_CHARS):
         raise InvalidJob(f"cache.namespace has at most {MAX_TENANT_CHARS} printable characters")
+
+
+def check_deadline(seconds: object) -> None:
+    """Check the deadline of a job; raises `InvalidJob`."""
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not number or not MIN_DEADLINE_S <= cast("float", seconds) <= MAX_DEADLINE_S:
+        raise InvalidJob(
+            f"deadline_s is from {MIN_DEADLINE_S} to {MAX_DEADLINE_S} seconds after the enqueue, "
+            f"not {seconds!r:.60}; leave it out for a job that waits as long as it takes"
+        )
 
 
 def valid_name(name: object, max_chars: int) -> bool:

@@ -140,7 +140,8 @@ class Ledger:
         if reply_to is not None and not CLIENT_NAME.fullmatch(reply_to):
             raise InvalidJob(f"reply streams match {CLIENT_NAME.pattern}, not {reply_to!r}")
         address = f"{NAMED}{reply_to}" if reply_to is not None else ""
-        plain = not any(job.tenant or job.tags or job.sources for job in jobs)
+        labelled = any(job.tenant or job.tags or job.sources for job in jobs)
+        timed = labelled or any(job.deadline_s is not None for job in jobs)
         shards, most = len(self.tags), self._limits.max_job_bytes
         parts: defaultdict[int, tuple[list[str], list[Arg]]] = defaultdict(lambda: ([], []))
         for job_id, job in zip(ids, jobs, strict=True):
@@ -148,16 +149,19 @@ class Ledger:
             part_ids.append(job_id)
             args.append(job_id)
             args.append(encode_payload(job, most))
-            if not plain:
-                args += (job.tenant, "\n".join(job.all_tags), "")
-        return self._calls(parts, lane, address, 2 if plain else 5)
+            if labelled:
+                args += (job.tenant, "\n".join(job.all_tags))
+            if timed:
+                seconds = job.deadline_s
+                args.append("" if seconds is None else max(1, round(seconds * 1000)))
+        return self._calls(parts, lane, address, 5 if labelled else 3 if timed else 2)
 
     def _calls(
         self,
         parts: dict[int, tuple[list[str], list[Arg]]],
         lane: str,
         address: str,
-        stride: Literal[2, 5],
+        stride: Literal[2, 3, 5],
     ) -> list[Enqueue]:
         calls: list[Enqueue] = []
         for shard, (ids, args) in parts.items():

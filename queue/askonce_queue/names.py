@@ -7,6 +7,7 @@ them together. Job shards and answer shards share the table of tags but not thei
 | --- | --- | --- |
 | `jobs:{tag}:pool:lane` | stream | jobs not yet settled; group `workers` |
 | `jobs:{tag}:pool:lane.deferred` | stream | jobs that wait for their model out of the way |
+| `due:{tag}:pool:lane` | sorted set | deferred job with a deadline → that, ms |
 | `ids:{tag}:pool` | hash | `client/job id` → stream entry of an unsettled job |
 | `owed:{tag}` | hash | client → replies owed: outstanding + unread |
 | `reply:{tag}:client` | stream | replies, NDJSON, many an entry |
@@ -33,6 +34,7 @@ Only answers have a TTL, so everything else has a bound, or a sweep (`pool/sweep
 | key | what keeps it from growing |
 | --- | --- |
 | `jobs:` | `max_backlog`, in the scripts that add; settled jobs are deleted, dead consumers swept |
+| `due:` | one a deferred job; taken out when it is fetched, and past its deadline in any case |
 | `ids:` | one an unsettled job; swept when its job is gone |
 | `owed:` | one a client, until nothing is owed; swept with the client, or when there is none |
 | `reply:` | `max_unread`; a client's stream goes with its name, a named one (`@`) is its reader's |
@@ -66,6 +68,10 @@ DIGEST_BYTES = 32
 
 def jobs(tag: str, pool: str, lane: str) -> bytes:
     return f"jobs:{{{tag}}}:{pool}:{lane}".encode()
+
+
+def due(tag: str, pool: str, lane: str) -> bytes:
+    return f"due:{{{tag}}}:{pool}:{lane}".encode()
 
 
 def ids(tag: str, pool: str) -> bytes:

@@ -17,6 +17,7 @@ _BURY = Script("bury", allow_oom=True)
 _BEAT = Script("beat", allow_oom=True)
 _CLAIM = Script("claim", allow_oom=True)
 _DEFER = Script("defer", allow_oom=True)
+_TAKE_OVERDUE = Script("take_overdue", allow_oom=True)
 _GIVE_BACK = Script("give_back", allow_oom=True)
 _LEAVE = Script("leave", allow_oom=True)
 _CLAIM_NAME = Script("claim_name", allow_oom=True)
@@ -38,8 +39,9 @@ _SWEEP_HITS = Script("sweep_hits", allow_oom=True)
 _ADD_RULE = Script("add_rule", allow_oom=True)
 
 
+LaneName = Literal["interactive", "bulk"]
 LANES = ("interactive", "bulk")
-"""The lanes of every pool."""
+"""The lanes of every pool; whose jobs are seen to first, first."""
 DEFERRED = ".deferred"
 """What the name of a lane's stream of deferred jobs ends in."""
 
@@ -62,9 +64,19 @@ class Lane(NamedTuple):
         return self._replace(lane=self.lane + DEFERRED)
 
     @property
+    def home(self) -> str:
+        """The name of the lane that its jobs were enqueued in."""
+        return self.lane.removesuffix(DEFERRED)
+
+    @property
     def is_deferred(self) -> bool:
         """Whether the jobs here have been deferred."""
         return self.lane.endswith(DEFERRED)
+
+    @property
+    def due(self) -> bytes:
+        """The key with the deadlines of the jobs here, in a lane of deferred jobs."""
+        return names.due(self.tag, self.pool, self.home)
 
     @property
     def ids(self) -> bytes:
@@ -117,10 +129,13 @@ def enqueue(
     max_backlog: int,
     max_unread: int,
     max_memory_share: float,
-    stride: Literal[2, 5],
+    stride: Literal[2, 3, 5],
     jobs: Sequence[Arg],
 ) -> Call:
-    """`jobs`: stride 2: id, payload; stride 5: id, payload, tenant, tags, deadline_ms."""
+    """`jobs`: id, payload; stride 3: and deadline_ms; stride 5: and tenant, tags, deadline_ms.
+
+    `deadline_ms` is relative to now, '' for none.
+    """
     tag = lane.tag
     return Call(
         _ENQUEUE,
@@ -209,7 +224,12 @@ def defer(lane: Lane, max_deferred: int, jobs: Sequence[tuple[bytes, str]]) -> C
     args: list[Arg] = [names.GROUP, lane.deferred.lane, max_deferred]
     for job in jobs:
         args += job
-    return Call(_DEFER, [lane.stream, lane.deferred.stream, lane.ids], args)
+    return Call(_DEFER, [lane.stream, lane.deferred.stream, lane.ids, lane.due], args)
+
+
+def take_overdue(lane: Lane, consumer: str, most: int) -> Call:
+    """`lane` is one of deferred jobs."""
+    return Call(_TAKE_OVERDUE, [lane.stream, lane.due], [names.GROUP, consumer, most])
 
 
 def give_back(lane: Lane, consumer: str, entries: Sequence[bytes]) -> Call:

@@ -33,6 +33,7 @@ ErrorCode = Literal[
     "model_failed",  # a Python model raised
     "not_cached",  # only_if_cached, and no stored answer will do
     "deferred_full",  # the model is saturated, and no more jobs may wait for it
+    "deadline_exceeded",  # its deadline_s passed before there was an answer
     "store_unavailable",  # the store could not be asked, and the caller does not wait for it
     "internal",  # a fault of askonce itself
 ]

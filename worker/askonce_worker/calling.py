@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from askonce_queue.errors import AskonceError
+from askonce_queue.queue_scripts import LaneName
 from askonce_queue.reply import Answer, ErrorInfo, Source
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.policy import Control
@@ -73,6 +75,9 @@ class CallAsk:
         self.tenant = tenant
         self.cacheable = cacheable
         self.control = control
+        self.lane: LaneName = "interactive"
+        self.deadline = math.inf
+        """A caller that waits no longer cancels its wait."""
         self.outcome: asyncio.Future[tuple[Entry, Source, float]] = (
             asyncio.get_running_loop().create_future()
         )

@@ -21,7 +21,7 @@ from askonce_queue.reply import Answer, ErrorInfo
 from askonce_worker.cache.entry import encode_body, encode_json
 from askonce_worker.cache.store_tier import StoreTier
 from askonce_worker.flights import Flight, FlightEnd
-from askonce_worker.landing import Landing
+from askonce_worker.landing import DEADLINE_EXCEEDED, Landing
 from askonce_worker.leases import Leases
 from askonce_worker.models.batching import Part
 from askonce_worker.models.protocol import ModelFailure, Question, Rejection, TransientFailure
@@ -106,6 +106,9 @@ class Calls:
         reason = _reason(flight)
         apart = flight.attempt > 1
         while True:
+            if self._landing.tell_late(flight):
+                await self._abandon(flight)
+                return
             try:
                 answer = await self.ask(Call.of(flight, reason, apart=apart))
             except Rejection as failure:
@@ -223,6 +226,15 @@ class Calls:
         end = FlightEnd.REJECTED if isinstance(failure, Rejection) else FlightEnd.EXHAUSTED
         cause = failure.__cause__ if isinstance(failure.__cause__, Exception) else failure
         self._landing.fail(flight, error, end, cause)
+
+    async def _abandon(self, flight: Flight) -> None:
+        """Let others lead: all who waited here have passed their deadlines."""
+        await self._release(flight, DEADLINE_EXCEEDED, 0.0)
+        flight.token = None
+        if flight.asks:  # somebody has come meanwhile
+            self._ask_again(flight)
+        else:
+            self._landing.abandon(flight)
 
     async def _release(self, flight: Flight, error: ErrorInfo, remember_s: float) -> None:
         if flight.token is None:

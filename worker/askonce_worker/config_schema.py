@@ -23,6 +23,7 @@ Count = Annotated[int, Meta(gt=0)]
 Duration = Annotated[float, Meta(gt=0, le=7 * 86400)]
 """Seconds, of things that happen within one process; at most a week."""
 Version = Literal["2023-06-01", "2026-10-21"]
+Weight = Annotated[int, Meta(gt=0, le=1000)]
 Amount = Annotated[float, Meta(ge=0, le=1e9)]
 """Of money."""
 BATCHING_KINDS = ("openai-moderations", "predict")
@@ -237,6 +238,18 @@ class TaskConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"params: {error}") from error
 
 
+class LaneWeights(msgspec.Struct, frozen=True):
+    """`[worker.lanes]`: how lanes share what is scarce, while both want it."""
+
+    interactive: Weight = 4
+    bulk: Weight = 1
+
+    def share(self, lane: str) -> float:
+        """The part of a lane, from 0 to 1."""
+        mine = self.bulk if lane == "bulk" else self.interactive
+        return mine / (self.interactive + self.bulk)
+
+
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`[worker]`: the bounds of a worker process."""
 
@@ -252,6 +265,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     Half of `max_held` if it is not given.
     """
+    lanes: LaneWeights = LaneWeights()
+    """How the lanes share fetches, model slots and room, while both want them."""
     max_deferred: Count = 1_000_000
     """Jobs deferred in one stream; past it they get an error."""
     heartbeat_ttl_s: Duration = 10.0

@@ -10,8 +10,9 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
+from askonce_queue.queue_scripts import LaneName
 from askonce_queue.reply import ErrorInfo, Source
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.policy import Control, demand_of
@@ -46,6 +47,8 @@ class FlightEnd(enum.Enum):
     """Nobody was to be asked, and the store has nothing that would do."""
     DEFERRED = "deferred"
     """The model has no room, and too many wait already: the jobs wait in the store."""
+    EXPIRED = "expired"
+    """The deadlines of all who waited passed before the model was asked, or asked again."""
     NO_STORE = "no_store"
     """The store could not be asked, and the task does not wait for it."""
 
@@ -71,6 +74,19 @@ class Ask(Protocol):
     @property
     def tenant(self) -> str:
         """Who asks, for the accounts; empty for nobody in particular."""
+        ...
+
+    @property
+    def lane(self) -> LaneName:
+        """How urgent it is."""
+        ...
+
+    @property
+    def deadline(self) -> float:
+        """Until when an answer is worth a model call, monotonic; infinite: however long it takes.
+
+        Then it is told the error `deadline_exceeded`.
+        """
         ...
 
     @property
@@ -126,13 +142,16 @@ class Flight:
     """One question in progress: who waits, and under which lease it is computed."""
 
     __slots__ = (
+        "allowed_ttl_s",
         "asks",
         "attempt",
         "backoff_s",
         "began",
         "built",
+        "bulk",
         "busy_since",
         "busy_token",
+        "expired",
         "filling",
         "flying",
         "granted_until",
@@ -143,6 +162,7 @@ class Flight:
         "looked_up",
         "only_if_cached",
         "question",
+        "queued_in",
         "refresh",
         "shard",
         "spare",
@@ -154,7 +174,6 @@ class Flight:
         "token",
         "unkept",
         "waits_alone",
-        "waits_for_slot",
     )
 
     def __init__(self, ask: Ask, shard: int, now: float) -> None:
@@ -164,6 +183,8 @@ class Flight:
         self.question = ask.question()
         self.asks: list[Ask] = [ask]
         self.tags = set(ask.tags)
+        self.bulk = ask.lane == "bulk"
+        """Whether nobody who waits, or has waited, is interactive."""
         self.began = now
         self.backoff_s = 0.0
         self.attempt = 1
@@ -181,8 +202,13 @@ class Flight:
         """Whether all who were served a stale answer meanwhile allow no new one to be kept."""
         self.looked_up = 0
         """How many of the asks had joined when the store was asked last."""
-        self.waits_for_slot = False
+        self.queued_in: LaneName | Literal[""] = ""
+        """The lane in which it waits for a slot, if it does."""
         self.waits_alone = False
+        self.expired = False
+        """Whether the deadline of somebody who waited has passed."""
+        self.allowed_ttl_s = math.inf
+        """How long those allowed that the answer is kept."""
         self.flying = False
         self.filling = False
         self.landed = False
@@ -206,6 +232,16 @@ class Flight:
         self.spare = lease.spare or lease.stale
         self.leased_once = True
         self.flying = True
+
+    @property
+    def lane(self) -> LaneName:
+        """That of the most urgent ask."""
+        return "bulk" if self.bulk else "interactive"
+
+    @property
+    def waits_for_slot(self) -> bool:
+        """Whether the store is to be asked about it when a slot is free."""
+        return bool(self.queued_in) and not self.waits_alone
 
     @property
     def tag_text(self) -> str:
@@ -251,7 +287,8 @@ class Flight:
     @property
     def most_ttl_s(self) -> float:
         """How long those who wait allow that the answer is kept."""
-        return min((ask.control.ttl_s for ask in self.asks if ask.control), default=math.inf)
+        ttls = (ask.control.ttl_s for ask in self.asks if ask.control)
+        return min(self.allowed_ttl_s, min(ttls, default=math.inf))
 
     def split_late(self, entry: Entry, now: float, stamps: Stamps) -> list[Ask]:
         """Take out the asks for which an answer will not do, as far as the last look-up can tell.
@@ -274,8 +311,27 @@ class Flight:
         """Whether everyone who waits should rather come again later."""
         return all(ask.may_defer() for ask in self.asks)
 
+    def take_late(self, now: float) -> list[Ask]:
+        """Take out the asks whose deadline has passed. What they allowed holds for the answer."""
+        late = [ask for ask in self.asks if ask.deadline <= now]
+        if late:
+            if len(late) == len(self.asks):
+                self.unkept |= not self.may_keep
+            self.allowed_ttl_s = self.most_ttl_s
+            self.looked_up -= sum(ask.deadline <= now for ask in self.asks[: self.looked_up])
+            self.asks = [ask for ask in self.asks if ask.deadline > now]
+            self.expired = True
+        return late
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits, because of deadlines, so that the model need not be asked."""
+        return self.expired and not self.asks and self.stale is None
+
     def join(self, ask: Ask) -> None:
         """Let one more ask wait; the answer will carry its tags too."""
+        if ask.lane == "interactive":
+            self.bulk = False
         self.asks.append(ask)
         self.tags.update(ask.tags)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -13,6 +13,10 @@ from askonce_worker.cache.stamps import Stamps
 from askonce_worker.clock import Clock
 from askonce_worker.flights import Ask, Flight, FlightEnd, Flights, HitWatcher, SeenHit
 from askonce_worker.observe.counters import Counters
+
+DEADLINE_EXCEEDED = ErrorInfo(
+    "deadline_exceeded", "the job's deadline_s passed before there was an answer"
+)
 
 log = structlog.get_logger("askonce.landing")
 
@@ -108,6 +112,22 @@ class Landing:
         young = most_s > 0 and now - spare.fresh_until < most_s
         return young and self._stamps.usable(spare, ask.tags, ask.key, now)
 
+    def tell_late(self, flight: Flight) -> bool:
+        """Tell those whose deadline has passed; whether nobody waits any more because of that."""
+        for ask in flight.take_late(self._clock.monotonic()):
+            self.too_late(ask)
+        return flight.abandoned
+
+    def too_late(self, ask: Ask) -> None:
+        """Tell an ask that its deadline has passed."""
+        self._counters.count(ask.task.name, "errors")
+        self._counters.count(ask.task.name, "expired")
+        ask.failed(DEADLINE_EXCEEDED, None)
+
+    def abandon(self, flight: Flight) -> None:
+        """Nobody waits any more, and the model is not asked."""
+        self._end(flight, FlightEnd.EXPIRED)
+
     def count_outage(self, flight: Flight) -> None:
         """The model is asked although nobody knows whether the store has the answer."""
         self._counters.count(flight.task.name, "without_store")
@@ -118,11 +138,11 @@ class Landing:
         for ask in flight.asks:
             ask.deferred()
 
-    def merge(self, flight: Flight, newer: Flight) -> None:
+    def merge(self, flight: Flight, newer: Flight, join: Callable[[Flight, Ask], None]) -> None:
         """Those who wait for `flight` wait for `newer`, of the same key, instead."""
         self._end(flight, FlightEnd.MERGED)
         for ask in flight.asks:
-            newer.join(ask)
+            join(newer, ask)
 
     def _end(self, flight: Flight, end: FlightEnd) -> None:
         assert not flight.landed, "a flight lands once"

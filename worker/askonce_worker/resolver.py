@@ -13,6 +13,7 @@ intake that makes asks (streams, HTTP, callers in this process) and knows none o
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -32,6 +33,8 @@ from askonce_worker.cache.stamps import Stamps
 from askonce_worker.cache.store_tier import StoreTier
 from askonce_worker.calls import Calls
 from askonce_worker.clock import Clock, SystemClock
+from askonce_worker.config import LaneWeights
+from askonce_worker.deadlines import Deadlines
 from askonce_worker.fills import Fills
 from askonce_worker.flights import Ask, Flight, Flights, HitWatcher, SeenHit, slot_of
 from askonce_worker.landing import Landing
@@ -56,6 +59,7 @@ class Resolver:
         lease_ttl_s: float = 10.0,
         lease_renew_s: float = 3.0,
         stamp_bound_s: float = 0.5,
+        lanes: LaneWeights | None = None,
         counters: Counters | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
@@ -77,8 +81,17 @@ class Resolver:
         )
         self._fills = Fills(self._tier, clock, rng, self.leases, landing, shards)
         self._room = WaitingRoom(
-            self._tier, clock, rng, landing, self.stamps, shards, self._take_off, self.resolve
+            self._tier,
+            clock,
+            rng,
+            landing,
+            self.stamps,
+            shards,
+            lanes or LaneWeights(),
+            self._take_off,
+            self.resolve,
         )
+        self._deadlines = Deadlines(clock, self._expire)
         self._calls = Calls(
             self._tier,
             rng,
@@ -136,8 +149,10 @@ class Resolver:
                 ask.answered(entry, "memory", now - entry.born)
             elif ask.cacheable:
                 self._join_or_begin(ask, now)
+            elif ask.deadline > now:
+                self._begin_alone(Flight(ask, 0, now), ask)
             else:
-                self._room.enter_alone(Flight(ask, 0, now))
+                self._landing.too_late(ask)
         for watcher in self.watchers if seen else ():
             watcher(seen)
 
@@ -146,7 +161,15 @@ class Resolver:
         read = FirstRead(ask.task.name, ask.key, entry.created_ms, now - entry.born)
         entry.unread = not self.counters.first_reads.note(entry.shard, read)
 
+    def _begin_alone(self, flight: Flight, ask: Ask) -> None:
+        self._room.enter_alone(flight)
+        if ask.deadline < math.inf:
+            self._deadlines.watch(flight, ask.deadline)
+
     def _join_or_begin(self, ask: Ask, now: float) -> None:
+        if ask.deadline <= now:
+            self._landing.too_late(ask)
+            return
         control = ask.control
         refresh = control is not None and control.refresh
         alone = control is not None and control.only_if_cached
@@ -161,12 +184,27 @@ class Resolver:
                 flight.unkept &= control is not None and control.no_store
                 self._landing.serve([ask], stale, "stale", now)
             else:
-                flight.join(ask)
+                self._join(flight, ask)
             return
         flight = Flight(ask, shard_of_digest(ask.key, self._shards), now)
         if not alone:
             self.flights.register(flight)
         self._room.enter(flight)
+        if ask.deadline < math.inf:
+            self._deadlines.watch(flight, ask.deadline)
+
+    def _join(self, flight: Flight, ask: Ask) -> None:
+        flight.join(ask)
+        if not flight.bulk:
+            self._room.hurry(flight)
+        if ask.deadline < math.inf:
+            self._deadlines.watch(flight, ask.deadline)
+
+    def _expire(self, flight: Flight) -> None:
+        """Tell those whose deadline has passed. What flies ends by itself: `calls.py`."""
+        if self._landing.tell_late(flight) and not flight.flying:
+            self._landing.abandon(flight)
+            self._room.left(flight)
 
     def _may_join(self, flight: Flight, ask: Ask, now: float) -> bool:
         """A flight begun before an invalidation answers nobody who came after it."""
@@ -200,7 +238,7 @@ class Resolver:
             flight.note_busy(b"", self._clock.monotonic())
             self._room.enter(flight)
         else:
-            self._landing.merge(flight, newer or flight)
+            self._landing.merge(flight, newer or flight, self._join)
 
     async def see_invalidations(self) -> None:
         """Look at what was invalidated, now. A shard that cannot be asked is seen when it can."""
@@ -227,6 +265,7 @@ class Resolver:
                     tasks.start_soon(self.leases.renew_forever, shard)
                     tasks.start_soon(self._room.run, shard)
                     tasks.start_soon(self._fills.run, shard)
+                tasks.start_soon(self._deadlines.run)
                 yield self
                 tasks.cancel_scope.cancel()
         finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import anyio
@@ -33,8 +33,10 @@ from askonce_worker.cache.store_tier import (
     Uncacheable,
 )
 from askonce_worker.clock import Clock
+from askonce_worker.config import LaneWeights
 from askonce_worker.flights import Ask, Flight, FlightEnd
 from askonce_worker.landing import Landing
+from askonce_worker.slot_queue import SlotQueue
 from askonce_worker.tasks import Backend
 from askonce_worker.waiting_queue import DueQueue, KeptSlots
 
@@ -64,6 +66,7 @@ class WaitingRoom:
         landing: Landing,
         stamps: Stamps,
         shards: int,
+        weights: LaneWeights,
         take_off: Callable[[Flight], None],
         resolve: Callable[[Sequence[Ask]], None],
     ) -> None:
@@ -75,46 +78,71 @@ class WaitingRoom:
         self._take_off = take_off
         self._resolve = resolve
         self._queues = [DueQueue() for _ in range(shards)]
-        self._for_slot: defaultdict[str, deque[Flight]] = defaultdict(deque)
-        self._alone: defaultdict[str, deque[Flight]] = defaultdict(deque)
+        self._for_slot: defaultdict[str, SlotQueue] = defaultdict(lambda: SlotQueue(weights))
 
     def enter(self, flight: Flight) -> None:
         """Ask about `flight` with the next batch."""
         queue = self._queues[flight.shard]
-        if queue.silent and flight.may_defer():
-            self._landing.defer(flight)
-            return
+        if queue.silent:
+            self._for_slot[flight.task.backend.name].chosen.discard(flight)
+            if flight.may_defer():
+                self._landing.defer(flight)
+                return
         queue.due_now.append(flight)
         queue.bell.set()
 
     def enter_alone(self, flight: Flight) -> None:
         """Let a flight that shares nothing (not cacheable) take off as soon as a slot is free."""
         backend = flight.task.backend
-        if backend.free_slots > 0:
-            backend.in_flight += 1
-            flight.flying = True
-            self._take_off(flight)
-        elif not flight.waits_alone:
+        if self._spare_slots(backend) > 0:
+            self._take_off_alone(flight)
+        else:
             flight.waits_alone = True
-            self._alone[backend.name].append(flight)
+            self._for_slot[backend.name].put(flight)
             self._listen_to(backend)
+
+    def _take_off_alone(self, flight: Flight) -> None:
+        flight.task.backend.in_flight += 1
+        flight.waits_alone = False
+        flight.flying = True
+        self._take_off(flight)
+
+    def hurry(self, flight: Flight) -> None:
+        """A flight has become interactive: if it waits for a slot, it waits with those."""
+        if flight.queued_in == "bulk":
+            self._for_slot[flight.task.backend.name].put(flight)
+
+    def left(self, flight: Flight) -> None:
+        """A flight has landed that may have waited here: its turn, if it had come, is another's."""
+        backend = flight.task.backend
+        chosen = self._for_slot[backend.name].chosen
+        if flight in chosen:
+            chosen.discard(flight)
+            self._wake_next(backend)
 
     def is_wanted(self, backend: Backend) -> bool:
         """Whether a flight waits for a slot of a model."""
-        return bool(self._alone[backend.name]) or any(
-            flight.waits_for_slot and not (flight.landed or flight.flying)
-            for flight in self._for_slot[backend.name]
-        )
+        queue = self._for_slot[backend.name]
+        return bool(queue) or any(not (one.landed or one.flying) for one in queue.chosen)
+
+    def _spare_slots(self, backend: Backend) -> int:
+        """Free slots that are nobody's: each whose turn has come has one."""
+        chosen = self._for_slot[backend.name].chosen
+        spare = backend.free_slots - len(chosen)
+        if chosen and spare <= 0:
+            chosen.difference_update([one for one in chosen if one.landed or one.flying])
+            spare = backend.free_slots - len(chosen)
+        return spare
 
     def slot_freed(self, backend: Backend) -> None:
         """Take back a flight slot; the next that waits for one is served."""
         backend.in_flight -= 1
-        if backend.free_slots > 0:
+        if self._spare_slots(backend) > 0:
             self._wake_next(backend)
 
     def opened(self, backend: Backend) -> None:
         """A limit of a model has opened: as many are served as there is room for."""
-        for _ in range(backend.free_slots):
+        for _ in range(self._spare_slots(backend)):
             if not self._wake_next(backend):
                 return
 
@@ -125,18 +153,14 @@ class WaitingRoom:
 
     def _wake_next(self, backend: Backend) -> bool:
         """Serve the next that waits for a slot; False when nobody does."""
-        alone = self._alone[backend.name]
-        if alone:
-            flight = alone.popleft()
-            flight.waits_alone = False
-            self.enter_alone(flight)
-            return True
-        waiting = self._for_slot[backend.name]
-        while waiting:
-            flight = waiting.popleft()
-            flight.waits_for_slot = False
-            if not (flight.landed or flight.flying):
-                self.enter(flight)
+        queue = self._for_slot[backend.name]
+        while (flight := queue.pop()) is not None:
+            if flight.waits_alone:
+                self._take_off_alone(flight)
+                return True
+            queue.chosen.add(flight)
+            self.enter(flight)
+            if flight in queue.chosen:  # else its shard is silent
                 return True
         return False
 
@@ -165,9 +189,10 @@ class WaitingRoom:
         for flight in due:
             groups[flight.task.backend.name].append(flight)
         parts = [
-            group[start : start + BATCH]
-            for group in groups.values()
-            for start in range(0, len(group), BATCH)
+            flights[start : start + BATCH]
+            for name, group in groups.items()
+            for flights in [sorted(group, key=self._for_slot[name].rank)]
+            for start in range(0, len(flights), BATCH)
         ]
         batches = [self._batch(part) for part in parts]
         slots = [
@@ -250,7 +275,8 @@ class WaitingRoom:
         backend = flights[0].task.backend
         for flight in flights:
             flight.looked_up = len(flight.asks)
-        reserved = min(max(0, backend.free_slots), len(flights))
+        self._for_slot[backend.name].chosen.difference_update(flights)
+        reserved = min(max(0, self._spare_slots(backend)), len(flights))
         backend.in_flight += reserved
         return Batch(
             flights[0].shard,
@@ -301,10 +327,8 @@ class WaitingRoom:
         if flight.may_defer():
             self._landing.defer(flight)
             return
-        if not flight.waits_for_slot:
-            flight.waits_for_slot = True
-            self._for_slot[flight.task.backend.name].append(flight)
-            self._listen_to(flight.task.backend)
+        self._for_slot[flight.task.backend.name].put(flight)
+        self._listen_to(flight.task.backend)
         self._ask_later(flight, LONGEST_SLOT_BACKOFF_S)
 
     async def _lose_patience(self, shard: int, flights: list[Flight]) -> None:
@@ -317,7 +341,7 @@ class WaitingRoom:
                 flight.busy_token is not None
                 and not (flight.landed or flight.flying)
                 and now - flight.busy_since > backend.patience_s
-                and backend.free_slots > 0
+                and self._spare_slots(backend) > 0
             ):
                 backend.in_flight += 1
                 waiters.append(flight)
@@ -331,10 +355,16 @@ class WaitingRoom:
                 )
         except StoreUnavailable as error:
             log.warning("takeover failed", flights=len(waiters), error=str(error))
+        too_late: list[Release] = []
         for flight, result in zip(waiters, results, strict=True):
-            if isinstance(result, Leased):
+            if isinstance(result, Leased) and flight.landed:
+                too_late.append(Release(flight.key, result.token))
+                self.slot_freed(flight.task.backend)
+            elif isinstance(result, Leased):
                 flight.hold(result)
                 flight.taken_over = True
                 self._take_off(flight)
             else:
                 self.slot_freed(flight.task.backend)
+        if too_late:
+            await self._give_back(shard, too_late)

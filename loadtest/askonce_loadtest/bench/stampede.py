@@ -6,6 +6,7 @@ The judge is the stand-in model server, which counts the calls of each distinct 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -18,6 +19,7 @@ import msgspec
 from askonce_loadtest.bench.child import Figures, Order, Steps
 from askonce_loadtest.bench.children import child
 from askonce_loadtest.bench.workload import LABELS, TASK, WrongReplyError, distinct_texts
+from askonce_queue.queue_scripts import LaneName
 from askonce_queue.reply import ErrorInfo, Source
 from askonce_queue.store import Store
 from askonce_worker.build import build_tasks, open_models
@@ -58,7 +60,10 @@ async def measure_stampede(order: Order, model_root_url: str) -> Figures:
 class CallerAsk:
     """One caller's ask for one text; `label` is there once it was answered."""
 
-    __slots__ = ("_label", "_text", "cacheable", "control", "key", "tags", "task", "tenant")
+    __slots__ = (
+        *("_label", "_text", "cacheable", "control", "deadline"),
+        *("key", "lane", "tags", "task", "tenant"),
+    )
 
     def __init__(self, task: Task, text: str) -> None:
         self.task = task
@@ -66,6 +71,8 @@ class CallerAsk:
         self.tags: Sequence[str] = task.tags
         self.cacheable = True
         self.control = None
+        self.lane: LaneName = "interactive"
+        self.deadline = math.inf
         self.tenant = ""
         self._text = text
         self._label: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()

@@ -23,6 +23,8 @@ FRESH_PER_S = 3.0
 """New texts a second that all producers ask for at the same time: every one is a small stampede."""
 FRESH_FOR_S = 2.0
 """How long a new text is asked for, on average: what was asked too early is asked again later."""
+DEADLINE_S = 1800.0
+"""The deadline of some jobs: far away, so that none passes, but all that minds them takes part."""
 _FIRST_FRESH = 10_000
 _FIRST_UNIQUE = 10_000_000
 _CALM_SHARE, _FRESH_SHARE, _UNIQUE_SHARE = 0.10, 0.30, 0.05
@@ -55,7 +57,8 @@ class Asked(NamedTuple):
         """The job of that id."""
         group = self.group
         tags = () if group is None else (group_tag(group),)
-        return Job(id=job_id, task=self.task, text=self.text, tags=tags)
+        deadline_s = DEADLINE_S if self.number % 3 == 0 else None
+        return Job(id=job_id, task=self.task, text=self.text, tags=tags, deadline_s=deadline_s)
 
 
 def group_tag(group: int) -> str:

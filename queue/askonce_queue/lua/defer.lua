@@ -1,11 +1,11 @@
 -- Move jobs that cannot be asked now out of the way of those that can be answered.
 --
--- KEYS  1 jobs stream · 2 deferred stream · 3 id records
+-- KEYS  1 jobs stream · 2 deferred stream · 3 id records · 4 deadlines of deferred jobs
 -- ARGV  1 consumer group · 2 deferred lane · 3 most deferred jobs, then per job: entry id · id-record
 --       field
 -- Returns one letter a job: d deferred · f no room: it is still mine · x no longer mine.
--- Re-sent, it finds the jobs gone and says x: they are deferred all the same. O(jobs). allow-oom:
--- what it adds it takes away elsewhere.
+-- Re-sent, it finds the jobs gone and says x: they are deferred all the same. O(jobs × log deferred).
+-- allow-oom: what it adds it takes away elsewhere.
 local room = tonumber(ARGV[3]) - redis.call('XLEN', KEYS[2])
 local letters = {}
 for i = 4, #ARGV, 2 do
@@ -14,9 +14,22 @@ for i = 4, #ARGV, 2 do
     local entry = redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i])[1]
     letter = 'x'
     if entry and redis.call('XACK', KEYS[1], ARGV[1], ARGV[i]) == 1 then
-      local id = redis.call('XADD', KEYS[2], '*', unpack(entry[2]))
+      local fields, origin, deadline = entry[2], nil, nil
+      for k = 1, #fields, 2 do
+        if fields[k] == 'o' then origin = fields[k + 1] end
+        if fields[k] == 'd' then deadline = tonumber(fields[k + 1]) end
+      end
+      if not origin then  -- the new entry's id says when it was deferred
+        origin = string.match(ARGV[i], '^%d+')
+        fields[#fields + 1] = 'o'
+        fields[#fields + 1] = origin
+      end
+      local id = redis.call('XADD', KEYS[2], '*', unpack(fields))
       redis.call('XDEL', KEYS[1], ARGV[i])
       redis.call('HSET', KEYS[3], ARGV[i + 1], ARGV[2] .. '/' .. id)
+      if deadline and tonumber(origin) then
+        redis.call('ZADD', KEYS[4], string.format('%.0f', tonumber(origin) + deadline), id)
+      end
       room, letter = room - 1, 'd'
     end
   end

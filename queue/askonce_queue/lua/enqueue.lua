@@ -4,7 +4,8 @@
 --       6 memory record
 -- ARGV  1 client · 2 client token · 3 lane · 4 reply address ('' = the client's own stream)
 --       5 max backlog · 6 max unread · 7 share of maxmemory that may be held · 8 stride, then per
---       job: id, payload [, tenant, tags, deadline_ms  when the stride is 5]
+--       job: id, payload [, deadline_ms  when the stride is 3] [, tenant, tags, deadline_ms  when
+--       it is 5]; deadline_ms is relative, '' for none
 -- Returns one letter a job: a accepted · s same job is already queued · c conflict
 --         f backlog full · u too many replies owed · m memory full; or '!' when the client lost its
 --         name.
@@ -42,7 +43,8 @@ local known = redis.call('HMGET', KEYS[2], unpack(fields))
 -- The whole job is compared, not a digest of it: it is there as long as its record is.
 local function same(at, entry)
   local want = {p = ARGV[at + 1], r = address, n = '', g = '', d = ''}
-  if stride == 5 then want.n, want.g, want.d = ARGV[at + 2], ARGV[at + 3], ARGV[at + 4] end
+  if stride > 2 then want.d = ARGV[at + stride - 1] end
+  if stride == 5 then want.n, want.g = ARGV[at + 2], ARGV[at + 3] end
   local got = {r = '', n = '', g = '', d = ''}
   for i = 1, #entry, 2 do got[entry[i]] = entry[i + 1] end
   return want.p == got.p and want.r == got.r and want.n == got.n and want.g == got.g
@@ -71,13 +73,17 @@ for i = 1, count do
       local id
       if stride == 2 and address == '' then
         id = redis.call('XADD', KEYS[1], '*', 'v', '1', 'c', client, 'i', ARGV[at], 'p', ARGV[at + 1])
+      elseif stride == 3 and address == '' and ARGV[at + 2] ~= '' then
+        id = redis.call('XADD', KEYS[1], '*', 'v', '1', 'c', client, 'i', ARGV[at], 'p', ARGV[at + 1],
+          'd', ARGV[at + 2])
       else
         local entry = {'v', '1', 'c', client, 'i', ARGV[at], 'p', ARGV[at + 1]}
         local function add(name, value)
           if value ~= '' then entry[#entry + 1] = name; entry[#entry + 1] = value end
         end
         add('r', address)
-        if stride == 5 then add('n', ARGV[at + 2]); add('g', ARGV[at + 3]); add('d', ARGV[at + 4]) end
+        if stride == 5 then add('n', ARGV[at + 2]); add('g', ARGV[at + 3]) end
+        if stride > 2 then add('d', ARGV[at + stride - 1]) end
         id = redis.call('XADD', KEYS[1], '*', unpack(entry))
       end
       local value = lane .. '/' .. id

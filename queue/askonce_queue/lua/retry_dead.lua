@@ -1,5 +1,5 @@
 -- Put the job of a dead letter back into a lane, its reply to go to a named stream, and delete the
--- letter. The client has had its one reply: the error.
+-- letter. The client has had its one reply: the error. It is a new start: a deadline counts from now.
 --
 -- KEYS  1 dead letters · 2 jobs stream · 3 id records · 4 reply stream
 -- ARGV  1 letter · 2 lane · 3 id-record field · 4 reply address · 5 max backlog · 6 max unread
@@ -31,7 +31,7 @@ if redis.call('XLEN', KEYS[4]) >= tonumber(ARGV[6]) then return 'u' end
 
 local fields, entry = letter[2], {}
 for i = 9, #fields, 2 do  -- after code, message, stream and entry, see bury.lua
-  if fields[i] ~= 'r' then
+  if fields[i] ~= 'r' and fields[i] ~= 'o' then
     entry[#entry + 1] = fields[i]
     entry[#entry + 1] = fields[i + 1]
   end

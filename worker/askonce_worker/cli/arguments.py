@@ -67,6 +67,15 @@ Column = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="CSV column of the input.", show_default="text"),
 ]
+Deadline = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        show_default="none",
+        help="After so long, a job that has no answer gets the error deadline_exceeded instead of "
+        "a model call. A line's own `deadline_s` goes first.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 

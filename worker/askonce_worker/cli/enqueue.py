@@ -37,6 +37,7 @@ class Options:
     task: str
     reply_to: str | None
     lane: str
+    deadline_s: float | None
     format: Format | None
     column: str | None
     wait: bool
@@ -66,7 +67,9 @@ def main(options: Options) -> int:
 async def _run(options: Options, _signals: Signals) -> int:
     settings = load_settings(options.config)
     known_task(settings, options.task)
-    read = reader_of(options.input, options.format, options.column, options.task)
+    read = reader_of(
+        options.input, options.format, options.column, options.task, options.deadline_s
+    )
     source = Source(options.input, read)
     stream = options.reply_to or options.task
     progress = Progress()

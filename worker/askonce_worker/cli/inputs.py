@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from askonce_queue.errors import InvalidJob
+from askonce_queue.job import check_deadline
 from askonce_queue.ledger import Limits
 from askonce_worker.cli.loop import Failed
 from askonce_worker.cli.records import Format, read_csv, read_jsonl
@@ -23,11 +25,23 @@ def known_task(settings: Settings, task: str) -> None:
         )
 
 
-def reader_of(path: Path, given: Format | None, column: str | None, task: str) -> Read:
+def reader_of(
+    path: Path,
+    given: Format | None,
+    column: str | None,
+    task: str,
+    deadline_s: float | None = None,
+) -> Read:
     """How to read an input: as `given`, else by its name; stdin is CSV when a column is named.
 
-    Raises `Failed` for a column of JSONL.
+    `deadline_s` is that of lines without one. Raises `Failed` for a column of JSONL, and for a
+    deadline that no job can have.
     """
+    if deadline_s is not None:
+        try:
+            check_deadline(deadline_s)
+        except InvalidJob as error:
+            raise Failed(f"--deadline: {error}") from error
     if given is not None:
         kind: Format = given
     elif str(path) == "-":
@@ -35,10 +49,10 @@ def reader_of(path: Path, given: Format | None, column: str | None, task: str) -
     else:
         kind = "csv" if path.suffix.lower() == ".csv" else "jsonl"
     if kind == "csv":
-        return functools.partial(read_csv, task=task, column=column)
+        return functools.partial(read_csv, task=task, column=column, deadline_s=deadline_s)
     if column is not None:
         raise Failed("--column is for CSV; lines of JSON have 'text' or 'messages'")
-    return functools.partial(read_jsonl, task=task)
+    return functools.partial(read_jsonl, task=task, deadline_s=deadline_s)
 
 
 def limits_of(worker: WorkerConfig) -> Limits:

@@ -18,6 +18,7 @@ from askonce_worker.cli.arguments import (
     AsJson,
     Column,
     ConfigFile,
+    Deadline,
     InputFile,
     InputFormat,
     LaneName,
@@ -72,6 +73,7 @@ def run(
     window: Annotated[
         int, typer.Option(min=1, max=100_000, help="Most jobs under way at once.")
     ] = 10_000,
+    deadline: Deadline = None,
     worker: Annotated[
         bool,
         typer.Option(
@@ -117,6 +119,7 @@ def run(
                 format=input_format.value if input_format else None,
                 column=column,
                 window=window,
+                deadline_s=deadline,
                 worker=worker,
                 resume=resume,
                 summary=summary,
@@ -173,6 +176,7 @@ def worker(
     epilog=examples(
         "askonce enqueue askonce.toml in.jsonl --task intent",
         "askonce enqueue askonce.toml in.csv --task intent --reply-to nightly --lane interactive",
+        "askonce enqueue askonce.toml in.jsonl --task intent --deadline 600",
     )
 )
 def enqueue(
@@ -183,7 +187,10 @@ def enqueue(
         str | None,
         typer.Option(metavar="NAME", show_default="the task", help="Named reply stream."),
     ] = None,
-    lane: Annotated[LaneName, typer.Option(help="Which jobs go first.")] = LaneName.BULK,
+    lane: Annotated[
+        LaneName, typer.Option(help="How urgent it is: see [worker.lanes] for what that means.")
+    ] = LaneName.BULK,
+    deadline: Deadline = None,
     input_format: InputFormat = None,
     column: Column = None,
     wait: Annotated[
@@ -208,6 +215,7 @@ def enqueue(
                 task=task,
                 reply_to=reply_to,
                 lane=lane.value,
+                deadline_s=deadline,
                 format=input_format.value if input_format else None,
                 column=column,
                 wait=wait,

@@ -55,6 +55,7 @@ class _Wishes(msgspec.Struct, forbid_unknown_fields=True):
     tags: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     cache: CacheControl | None = None
+    deadline_s: float | None = None
 
 
 class _JsonLine(_Named):
@@ -70,10 +71,13 @@ _decode_line = msgspec.json.Decoder(_JsonLine).decode
 _decode_id = msgspec.json.Decoder(_Named).decode
 
 
-def read_jsonl(lines: Iterable[Line], task: str) -> Iterator[Record]:
+def read_jsonl(
+    lines: Iterable[Line], task: str, deadline_s: float | None = None
+) -> Iterator[Record]:
     """Read one JSON object a line: `text` or `messages`, optionally `id` and `askonce`.
 
-    `askonce` is an object with any of `tenant`, `tags`, `sources` and `cache` (see `CacheControl`).
+    `askonce` is an object with any of `tenant`, `tags`, `sources`, `cache` (see `CacheControl`) and
+    `deadline_s`, which is `deadline_s` where a line has none.
     """
     for number, data in lines:
         if data is None:
@@ -94,11 +98,14 @@ def read_jsonl(lines: Iterable[Line], task: str) -> Iterator[Record]:
             tags=wishes.tags,
             sources=wishes.sources,
             cache=wishes.cache,
+            deadline_s=deadline_s if wishes.deadline_s is None else wishes.deadline_s,
         )
         yield _record(line.id, number, job)
 
 
-def read_csv(lines: Iterable[Line], task: str, column: str | None) -> Iterator[Record]:
+def read_csv(
+    lines: Iterable[Line], task: str, column: str | None, deadline_s: float | None = None
+) -> Iterator[Record]:
     """Read CSV with a header: the input is in `column` ("text" if None), the id in "id", if any.
 
     Raises `Failed` when there is no such column.
@@ -129,7 +136,8 @@ def read_csv(lines: Iterable[Line], task: str, column: str | None) -> Iterator[R
         elif at >= len(row):
             yield _bad(record_id, number, "undecodable", _short(row, header))
         else:
-            yield _record(record_id, number, Job(task=task, text=row[at]))
+            job = Job(task=task, text=row[at], deadline_s=deadline_s)
+            yield _record(record_id, number, job)
 
 
 def _record(record_id: str | int | None, number: int, job: Job) -> Record:
@@ -145,6 +153,8 @@ def _record(record_id: str | int | None, number: int, job: Job) -> Record:
         return _bad(record_id, number, "invalid_input", "the input is empty")
     # The line's number makes it unique; the digest makes a changed line another job, so that it
     # cannot be given the reply that an interrupted run left unread.
+    if job.deadline_s is not None:
+        payload += f"\n{job.deadline_s}".encode()
     job.id = f"{number}-{hashlib.blake2b(payload, digest_size=8).hexdigest()}"
     return Record(_shown_id(record_id, number), number, job)
 

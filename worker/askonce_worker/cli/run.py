@@ -48,6 +48,7 @@ class Options:
     format: Format | None
     column: str | None
     window: int
+    deadline_s: float | None
     worker: bool
     resume: bool
     summary: Path | None
@@ -65,7 +66,9 @@ async def _run(options: Options, signals: Signals) -> int:
     known_task(settings, options.task)
     _check_writable(options.summary)
     _check_distinct(options.input, options.out)
-    read = reader_of(options.input, options.format, options.column, options.task)
+    read = reader_of(
+        options.input, options.format, options.column, options.task, options.deadline_s
+    )
     output = Output(options.out, resume=options.resume)
 
     def read_rest(lines: Iterator[Line]) -> Iterator[Record]:

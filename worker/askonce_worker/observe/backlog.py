@@ -15,6 +15,7 @@ import msgspec
 from redis.exceptions import RedisError, ResponseError
 
 from askonce_queue import names
+from askonce_queue.envelope import read_envelope
 from askonce_queue.queue_scripts import LANES, Lane
 from askonce_queue.store import Store
 
@@ -26,7 +27,7 @@ class LaneState(msgspec.Struct):
 
     `backlog` has those that were not deferred, `deferred` the others; `pending` are those of both
     that are in the hands of workers. `oldest_s` is the age of the oldest of all, by the store's
-    clock; of a deferred job since it was deferred.
+    clock, since it was enqueued.
     """
 
     backlog: int = 0
@@ -85,7 +86,8 @@ def _read_stream(replies: Sequence[Any], now_ms: int) -> _Stream:
         in_hand = int(_unless_error(pending)[0])
     oldest_s = 0.0
     for entry in _unless_error(first):
-        enqueued_ms = int(bytes(entry[0]).partition(b"-")[0])
+        envelope = read_envelope(bytes(entry[0]), entry[1])
+        enqueued_ms = envelope.origin_ms or int(envelope.entry_id.partition(b"-")[0])
         oldest_s = max(0.0, (now_ms - enqueued_ms) / 1000)
     return _Stream(int(_unless_error(jobs)), in_hand, oldest_s)
 

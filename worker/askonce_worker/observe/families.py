@@ -51,6 +51,11 @@ BY_TASK = (
         {"errors": ""},
     ),
     Family(
+        "askonce_deadlines_exceeded",
+        "Asks whose deadline passed before there was an answer; they are among the errors.",
+        {"expired": ""},
+    ),
+    Family(
         "askonce_waits",
         "Asks that joined a question in progress, here or in another process.",
         {"waits": ""},
@@ -61,7 +66,15 @@ BY_TASK = (
         _each(
             "flights_",
             *("hit", "filled", "fenced", "merged", "invalidated", "unkept"),
-            *("unadmitted", "not_cached", "rejected", "exhausted", "deferred", "no_store"),
+            *(
+                "unadmitted",
+                "not_cached",
+                "rejected",
+                "exhausted",
+                "deferred",
+                "expired",
+                "no_store",
+            ),
         ),
         label="end",
     ),

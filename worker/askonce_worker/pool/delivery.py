@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import enum
+import math
 from typing import Protocol
 
 import msgspec
 
 from askonce_queue.job import Payload
-from askonce_queue.queue_scripts import Lane
+from askonce_queue.queue_scripts import Lane, LaneName
 from askonce_queue.reply import ErrorInfo, Source, WireReply
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.policy import Control
@@ -34,9 +35,8 @@ class DeliveryEnd(enum.Enum):
 class Outlet(Protocol):
     """Where settled deliveries go: the outbox."""
 
-    @property
-    def crowded(self) -> bool:
-        """Whether so many deliveries wait here that others should wait in the store."""
+    def crowded(self, stream: Lane) -> bool:
+        """Whether so many deliveries wait here that others of a lane should wait in the store."""
         ...
 
     def put(self, delivery: Delivery, reply: WireReply) -> None:
@@ -47,14 +47,22 @@ class Outlet(Protocol):
         """Have a delivery wait in the store."""
         ...
 
+    def too_late(self, delivery: Delivery) -> None:
+        """Reply to a delivery that came when its deadline had passed."""
+        ...
+
 
 class Delivery(msgspec.Struct, eq=False, gc=False):
     """One job that was decoded and has a key. A struct, because one is made for every job.
 
-    `record` is the field of its id record, `address` where its reply goes; `text` is normalised.
+    `stream` is where it came from, `lane` the name of the lane it was enqueued in. `record` is the
+    field of its id record, `address` where its reply goes; `text` is normalised. `deadline` is
+    monotonic; `origin_ms` is when a deferred job was enqueued, by the store's clock, 0 where the
+    entry's id says it.
     """
 
-    lane: Lane
+    stream: Lane
+    lane: LaneName
     entry_id: bytes
     job_id: str
     record: str
@@ -68,6 +76,8 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     outlet: Outlet
     tenant: str = ""
     control: Control | None = None
+    deadline: float = math.inf
+    origin_ms: int = 0
 
     def question(self) -> Question:
         """The input as the key saw it."""
@@ -83,7 +93,7 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
 
     def may_defer(self) -> bool:
         """Whether this job should rather wait in the store; one that has done so stays."""
-        return self.outlet.crowded and not self.lane.is_deferred
+        return not self.stream.is_deferred and self.outlet.crowded(self.stream)
 
     def deferred(self) -> None:
         """Wait in the store."""

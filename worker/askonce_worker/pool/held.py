@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 
 import anyio
 
-from askonce_queue.queue_scripts import Lane
+from askonce_queue.queue_scripts import LANES, Lane
+from askonce_worker.config import LaneWeights
 
 
 class Held:
@@ -15,41 +16,67 @@ class Held:
 
     *Parked* deliveries were taken from a dead worker and wait for their retry; they are ours, but
     not under way.
+
+    Those that wait have `most_waiting` places. A lane has its share of them whatever the other
+    does, and more while the other leaves some: so bulk alone may use all, and interactive jobs that
+    come then are held beyond them, up to half of what is left for hits.
     """
 
-    def __init__(self, most: int, most_waiting: int) -> None:
+    def __init__(self, most: int, most_waiting: int, weights: LaneWeights | None = None) -> None:
         self.most = most
         self.most_waiting = most_waiting
         """From how many deliveries under way those that cannot be asked now are deferred."""
+        weights = weights or LaneWeights()
+        self._shares: dict[str, int] = {
+            lane: max(1, int(most_waiting * weights.share(lane))) for lane in LANES
+        }
+        self._counts: dict[str, int] = dict.fromkeys(LANES, 0)
         self._active: defaultdict[Lane, set[bytes]] = defaultdict(set)
         self._parked: defaultdict[Lane, set[bytes]] = defaultdict(set)
         self._changed = anyio.Event()
 
     def __len__(self) -> int:
         """How many deliveries are under way."""
-        return sum(map(len, self._active.values()))
+        return sum(self._counts.values())
 
     @property
     def room(self) -> int:
         """How many more deliveries may be fetched."""
         return max(0, self.most - len(self))
 
-    @property
-    def crowded(self) -> bool:
-        """Whether there are so many that those that cannot be asked now are to be deferred."""
-        return len(self) > self.most_waiting
+    def crowded(self, lane: Lane) -> bool:
+        """Whether there are so many that those of a lane that cannot be asked are deferred."""
+        held = len(self)
+        if held <= self.most_waiting:
+            return False
+        home = lane.home
+        return self._counts[home] > self._shares[home] or self._is_packed(held)
 
-    @property
-    def room_for_deferred(self) -> int:
-        """How many deferred deliveries may be fetched: none until it is half empty again."""
-        room = self.most_waiting - len(self)
-        return room if 2 * room >= self.most_waiting else 0
+    def room_for_deferred(self, lane: Lane) -> int:
+        """How many deferred deliveries of a lane may be fetched.
+
+        None until all that may wait, or the lane's share of it, is half empty again.
+        """
+        held, home = len(self), lane.home
+        room = self.most_waiting - held
+        if 2 * room >= self.most_waiting:
+            return room
+        share = self._shares[home]
+        room = share - self._counts[home]
+        return room if 2 * room >= share and not self._is_packed(held) else 0
+
+    def _is_packed(self, held: int) -> bool:
+        """Whether hits need the room that is left."""
+        return held > (self.most_waiting + self.most) // 2
 
     def add(self, lane: Lane, entry_ids: Iterable[bytes]) -> None:
         """Deliveries are under way, whether new or parked until now."""
         ids = set(entry_ids)
+        active = self._active[lane]
+        before = len(active)
         self._parked[lane] -= ids
-        self._active[lane] |= ids
+        active |= ids
+        self._counts[lane.home] += len(active) - before
 
     def park(self, lane: Lane, entry_ids: Iterable[bytes]) -> None:
         """Deliveries are ours and wait for their retry."""
@@ -57,7 +84,10 @@ class Held:
 
     def remove(self, lane: Lane, entry_ids: Iterable[bytes]) -> None:
         """Deliveries are settled."""
-        self._active[lane].difference_update(entry_ids)
+        active = self._active[lane]
+        before = len(active)
+        active.difference_update(entry_ids)
+        self._counts[lane.home] -= before - len(active)
         self._changed.set()
 
     def look_again(self) -> None:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import anyio
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
-from askonce_queue import names
+from askonce_queue import names, queue_scripts
+from askonce_queue.envelope import read_envelope
 from askonce_queue.queue_scripts import Lane, ensure_group
 from askonce_queue.scripts import CHUNK
 from askonce_queue.store import Store
 from askonce_worker.clock import Clock
+from askonce_worker.config import LaneWeights
 from askonce_worker.pool.beat import Beat
 from askonce_worker.pool.decode import Decoder, Entry
 from askonce_worker.pool.delivery import Delivery
@@ -32,6 +35,8 @@ BLOCK_MS = 500
 STRAY_CHECK_S = 5.0
 STRAY_IDLE_MS = 5_000
 """Younger deliveries can be a reply still on its way."""
+MOST_OVERDUE = 500
+"""Deferred jobs past their deadline taken at once, of each lane."""
 
 log = structlog.get_logger("askonce.intake")
 
@@ -53,6 +58,7 @@ class Intake:
         outbox: Outbox,
         clock: Clock,
         batch: int,
+        weights: LaneWeights | None = None,
     ) -> None:
         self._store = store
         self._commands = commands
@@ -67,6 +73,9 @@ class Intake:
         self._outbox = outbox
         self._clock = clock
         self._batch = batch
+        self._share = (weights or LaneWeights()).share("interactive")
+        self._owed = 0.0
+        """The part of a job that interactive has not had of the last fetches."""
         self._turns = itertools.cycle(self._lanes)
         self._full = False
         self._recover = True
@@ -128,44 +137,98 @@ class Intake:
             self.accept(self._lanes[stream], entries)
 
     async def _fetch(self) -> list[tuple[bytes, list[Entry]]]:
-        # COUNT is per stream. With room for fewer than one of each, the lanes take turns.
-        streams = list(self._lanes)
-        count = min(self._batch, self._held.room // len(streams))
-        if count == 0:
-            streams = [next(self._turns)]
-            count = 1
+        # COUNT is per stream, and what is resolved first is the first stream: interactive.
+        streams, room = list(self._lanes), self._held.room
+        count = self._batch
+        if room < len(streams) * count:
+            if fetched := await self._fetch_by_weight(streams, room):
+                return fetched
+            # There is nothing. With room for fewer than one of each, the lanes take turns to wait.
+            count = room // len(streams)
+            if count == 0:
+                streams = [next(self._turns)]
+                count = 1
+        return await self._read(streams, count, block=True)
+
+    async def _fetch_by_weight(
+        self, streams: Sequence[bytes], room: int
+    ) -> list[tuple[bytes, list[Entry]]]:
+        """Share scarce room: each lane its part, bulk also what interactive does not need."""
+        self._owed += room * self._share
+        first = min(self._batch, int(self._owed))
+        self._owed -= int(self._owed)
+        fetched = await self._read(streams[:1], first) if first else []
+        left = room - sum(len(entries) for _, entries in fetched)
+        for stream in streams[1:] if left else ():
+            fetched += await self._read([stream], min(self._batch, left))
+        return fetched
+
+    async def _read(
+        self, streams: Sequence[bytes], count: int, *, block: bool = False
+    ) -> list[tuple[bytes, list[Entry]]]:
         fetched: list[tuple[bytes, list[Entry]]] | None = await self._store.send(
             streams[0],
-            *("XREADGROUP", "GROUP", names.GROUP, self._beat.consumer),
-            *("COUNT", count, "BLOCK", BLOCK_MS, "STREAMS"),
+            *("XREADGROUP", "GROUP", names.GROUP, self._beat.consumer, "COUNT", count),
+            *(("BLOCK", BLOCK_MS) if block else ()),
+            "STREAMS",
             *streams,
             *([">"] * len(streams)),
         )
         return fetched or []
 
-    async def fetch_deferred(self, most: int) -> int:
-        """Fetch deferred jobs, at most `most` of all lanes; return how many came.
+    @property
+    def deferred_lanes(self) -> list[Lane]:
+        """The lanes of deferred jobs."""
+        return list(self._deferred.values())
+
+    async def fetch_deferred(self) -> int:
+        """Fetch deferred jobs, of each lane as many as there is room for; return how many came.
+
+        Raises redis-py's errors; what the server gave away then is taken up by the next recovery.
+        """
+        came = 0
+        for stream, lane in self._deferred.items():
+            most = self._held.room_for_deferred(lane)
+            if not most or not self._beat.fresh(self._shard_tag):
+                continue
+            try:
+                fetched = await self._read([stream], min(self._batch, most))
+            except (RedisError, OSError):
+                self._recover = True
+                raise
+            for _, entries in fetched:
+                self.accept(lane, entries)
+                came += len(entries)
+                await self._mind_deadlines(lane, entries)
+        return came
+
+    async def _mind_deadlines(self, lane: Lane, entries: Sequence[Entry]) -> None:
+        """From now on it is us who mind the deadlines of these; the store need not."""
+        timed = [entry_id for entry_id, fields in entries if fields and b"d" in fields[::2]]
+        if timed:
+            with suppress(RedisError, OSError):  # else it forgets them when they have passed
+                await self._commands.send(lane.due, "ZREM", lane.due, *timed)
+
+    async def take_overdue(self) -> int:
+        """Take up deferred jobs whose deadline has passed; return how many were looked at.
 
         Raises redis-py's errors; what the server gave away then is taken up by the next recovery.
         """
         if not self._beat.fresh(self._shard_tag):
             return 0
-        count = max(1, min(self._batch, most // len(self._deferred)))
-        streams = list(self._deferred)
-        try:
-            fetched: list[tuple[bytes, list[Entry]]] | None = await self._store.send(
-                streams[0],
-                *("XREADGROUP", "GROUP", names.GROUP, self._beat.consumer, "COUNT", count),
-                "STREAMS",
-                *streams,
-                *([">"] * len(streams)),
-            )
-        except (RedisError, OSError):
-            self._recover = True
-            raise
-        for stream, entries in fetched or ():
-            self.accept(self._deferred[stream], entries)
-        return sum(len(entries) for _, entries in fetched or ())
+        lanes = self.deferred_lanes
+        results = await self._commands.run_many(
+            [queue_scripts.take_overdue(lane, self._beat.consumer, MOST_OVERDUE) for lane in lanes]
+        )
+        seen = 0
+        for lane, result in zip(lanes, results, strict=True):
+            if isinstance(result, Exception):
+                self._recover = True
+                raise result
+            looked_at, taken = result
+            self.accept(lane, taken)
+            seen += int(looked_at)
+        return seen
 
     def _every_lane(self) -> list[Lane]:
         return [*self._lanes.values(), *self._deferred.values()]
@@ -178,6 +241,10 @@ class Intake:
             self._outbox.bury(lane, one)
         if good:
             self._resolve(good)
+
+    def is_overdue(self, entry: Entry) -> bool:
+        """Whether the deadline of a job has passed; no more of it is looked at."""
+        return self._decoder.is_overdue(read_envelope(*entry))
 
     async def _take_strays(self, lane: Lane, idle_ms: int) -> None:
         """Take up deliveries that the server gave us and that never reached us."""

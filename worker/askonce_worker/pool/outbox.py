@@ -21,6 +21,7 @@ from askonce_queue.reply import ErrorInfo, WireReply, encode_replies
 from askonce_queue.scripts import CHUNK, Call
 from askonce_queue.store import Store
 from askonce_worker.clock import Clock
+from askonce_worker.landing import DEADLINE_EXCEEDED
 from askonce_worker.observe.counters import Counters
 from askonce_worker.pool.decode import Bad
 from askonce_worker.pool.delivery import Delivery, DeliveryEnd
@@ -84,15 +85,20 @@ class Outbox:
         self._waiting.append((delivery, reply))
         self._bell.set()
 
-    @property
-    def crowded(self) -> bool:
-        """Whether deliveries that cannot be asked now should wait in the store."""
-        return self._held.crowded
+    def crowded(self, stream: Lane) -> bool:
+        """Whether deliveries of a lane that cannot be asked now should wait in the store."""
+        return self._held.crowded(stream)
 
     def defer(self, delivery: Delivery) -> None:
         """Take a delivery that shall wait in the store."""
         self._deferring.append(delivery)
         self._bell.set()
+
+    def too_late(self, delivery: Delivery) -> None:
+        """Reply to a delivery that came when its deadline had passed."""
+        self._counters.count(delivery.task.name, "errors")
+        self._counters.count(delivery.task.name, "expired")
+        delivery.failed(DEADLINE_EXCEEDED, None)
 
     def bury(self, lane: Lane, bad: Bad) -> None:
         """Take an entry that cannot be answered: it becomes an error reply and a dead letter."""
@@ -118,6 +124,8 @@ class Outbox:
     async def _flush(self) -> None:
         """Settle what waits now, and come back when the store has confirmed all of it."""
         most = CHUNK * MOST_CALLS
+        if len(self._waiting) > most:  # else they go together
+            self._waiting.sort(key=lambda settled: settled[0].lane == "bulk")
         batch, self._waiting = self._waiting[:most], self._waiting[most:]
         bad, self._bad = self._bad[:most], self._bad[most:]
         deferring, self._deferring = self._deferring[:most], self._deferring[most:]
@@ -131,10 +139,10 @@ class Outbox:
 
     async def _settle(self, batch: list[Settled]) -> None:
         now_ms = self._clock.wall_ms()
-        by_lane = _split(batch, lambda delivery: delivery.lane)
+        by_lane = _split(batch, lambda delivery: delivery.stream)
         calls: list[Call] = []
         parts: list[list[Settled]] = []
-        for lane, settled in by_lane.items():
+        for lane, settled in sorted(by_lane.items(), key=lambda item: item[0].home == "bulk"):
             for start in range(0, len(settled), CHUNK):
                 part = settled[start : start + CHUNK]
                 parts.append(part)
@@ -142,7 +150,7 @@ class Outbox:
         results = await self._until_done(calls)
         for part, counted in zip(parts, results, strict=True):
             self._writing -= len(part)
-            self._held.remove(part[0][0].lane, [delivery.entry_id for delivery, _ in part])
+            self._held.remove(part[0][0].stream, [delivery.entry_id for delivery, _ in part])
             lost = len(part) - int(counted)
             if lost:
                 self._count(DeliveryEnd.RECLAIMED, lost)
@@ -152,7 +160,7 @@ class Outbox:
         """Move deliveries to the deferred stream; those for which it has no room are refused."""
         by_lane: defaultdict[Lane, list[Delivery]] = defaultdict(list)
         for delivery in deliveries:
-            by_lane[delivery.lane].append(delivery)
+            by_lane[delivery.stream].append(delivery)
         parts = [
             (lane, waiting[start : start + CHUNK])
             for lane, waiting in by_lane.items()
@@ -240,7 +248,11 @@ def _groups(part: list[Settled], now_ms: int) -> list[SettleGroup]:
     groups: list[SettleGroup] = []
     for address, settled in _split(part, lambda delivery: delivery.address).items():
         prefix, took_ms = b"?", 0
+        deferred = settled[0][0].stream.is_deferred
         for delivery, reply in settled:
+            if deferred and delivery.origin_ms:
+                reply.took_ms = max(0, now_ms - delivery.origin_ms)
+                continue
             # Jobs of one enqueue call have the same time in their ids.
             if not delivery.entry_id.startswith(prefix):
                 enqueued_ms, dash, _ = delivery.entry_id.partition(b"-")

@@ -88,6 +88,7 @@ class Reclaim:
             for lane in self._lanes:
                 if self._beat.may_reclaim(lane.tag):
                     taken = max(taken, await self._take(lane))
+        self._let_overdue_go()
         # A delivery that waits for a dead shard would be waited for, and all fetching with it.
         if any(self._suspects.values()) and not self._store.down():
             await self._retry()
@@ -116,6 +117,15 @@ class Reclaim:
         if returned:
             self._intakes[lane.tag].accept(lane, returned)
         return len(taken)
+
+    def _let_overdue_go(self) -> None:
+        """Suspects whose deadline has passed are not tried: there is nothing to wait for."""
+        for size, waiting in self._suspects.items():
+            overdue = [one for one in waiting if self._intakes[one.lane.tag].is_overdue(one.entry)]
+            for lane, entry in overdue:
+                self._intakes[lane.tag].accept(lane, [entry])
+            if overdue:
+                self._suspects[size] = deque(one for one in waiting if one not in overdue)
 
     async def _retry(self) -> None:
         """Retry suspects with nothing else under way, the largest groups first."""

@@ -9,6 +9,7 @@ replies are settled; the consumer leaves. A second signal cuts the grace period 
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import secrets
@@ -91,7 +92,7 @@ class Worker:
         lanes = [Lane(tag, config.pool, lane) for tag in self._tags for lane in LANES]
         self.lanes = [*lanes, *(lane.deferred for lane in lanes)]
         self._gate = Gate()
-        self._held = Held(config.max_held, config.most_waiting)
+        self._held = Held(config.max_held, config.most_waiting, config.lanes)
         self._hurry = anyio.Event()
         self._stop = anyio.Event()
         self.resolver = Resolver(
@@ -100,6 +101,7 @@ class Worker:
             lease_ttl_s=config.lease_ttl_s,
             lease_renew_s=config.lease_renew_s,
             stamp_bound_s=config.stamp_bound_s,
+            lanes=config.lanes,
             counters=self.counters,
             clock=self._clock,
             rng=self._rng,
@@ -223,7 +225,14 @@ class Worker:
         self._intakes = intakes = {tag: self._intake(tag) for tag in self._tags}
         for intake in intakes.values():
             tasks.start_soon(intake.run)
-            tasks.start_soon(Deferred(self._gate, self._held, intake.fetch_deferred).run)
+            deferred = Deferred(
+                self._gate,
+                self._held,
+                intake.deferred_lanes,
+                overdue=intake.take_overdue,
+                fetch=intake.fetch_deferred,
+            )
+            tasks.start_soon(deferred.run)
         reclaim = Reclaim(
             self._commands,
             self.lanes,
@@ -267,11 +276,18 @@ class Worker:
             beat=self._beat,
             gate=self._gate,
             held=self._held,
-            decoder=Decoder(self._task_table, self._outboxes[tag], sources=self._sources),
+            decoder=Decoder(
+                self._task_table,
+                self._outboxes[tag],
+                sources=self._sources,
+                moment=functools.partial(self._beat.moment, tag),
+                now=self._clock.monotonic,
+            ),
             resolve=self.resolver.resolve,
             outbox=self._outboxes[tag],
             clock=self._clock,
             batch=self.config.batch,
+            weights=self.config.lanes,
         )
 
     async def _until_empty(self) -> None:
