@@ -14,6 +14,7 @@ import redis.asyncio
 
 from askonce_queue import Client, Job, names, queue_scripts
 from askonce_queue.ledger import CLIENT_NAME
+from askonce_queue.queue_scripts import Lane
 from askonce_queue.reply import ErrorCode, ErrorInfo, WireReply, decode_replies, encode_replies
 from askonce_queue.scripts import run, send
 from askonce_queue.store import Store
@@ -48,7 +49,11 @@ have grown. One block kept for each entry would be more than twice as many."""
 class NoOutlet:
     """Where deliveries of a decoder go that nobody settles."""
 
-    crowded = False
+    def crowded(self, stream: Lane) -> bool:
+        raise AssertionError(f"decoding asks for no room: {stream}")
+
+    def too_late(self, delivery: Delivery) -> None:
+        raise AssertionError(f"no deadline has passed: {delivery}")
 
     def put(self, delivery: Delivery, reply: WireReply) -> None:
         raise AssertionError(f"decoding settles nothing: {delivery}, {reply}")

@@ -19,12 +19,19 @@ class Entry:
     entry_id: bytes | None = None
     consumer: str | None = None
     deliveries: int = 0
+    out_of_turn: bool = False
+    """Whether it was taken before its turn, which is still to come."""
 
     @property
     def place(self) -> str:
         """What an id record says."""
         assert self.entry_id is not None
         return f"{self.lane}/{self.entry_id.decode()}"
+
+    @property
+    def asked(self) -> tuple[bytes, ...]:
+        """What was enqueued: a deferred job says beside that when it was."""
+        return self.fields[:-2] if self.fields[-2] == b"o" else self.fields
 
     @property
     def client(self) -> str:
@@ -61,6 +68,7 @@ class NewJob:
     job_id: str
     payload: bytes
     tags: str
+    deadline_ms: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +88,8 @@ class QueueModel:
         self.now_ms = now_ms
         self.streams: defaultdict[str, list[Entry]] = defaultdict(list)
         self.records: dict[str, Entry] = {}
+        self.due: defaultdict[str, list[Entry]] = defaultdict(list)
+        """Deferred jobs with a deadline; here all have passed, as the clock is ahead of ids."""
         self.owed: Counter[str] = Counter()
         self.mail: defaultdict[str, list[Mail]] = defaultdict(list)
         self.names: dict[str, Hold] = {}
@@ -168,7 +178,7 @@ class QueueModel:
             fields = job_fields(client, address, job)
             queued = self.records.get(f"{client}/{job.job_id}")
             if queued:
-                is_same = queued.lane in {lane, lane + DEFERRED} and queued.fields == fields
+                is_same = queued.lane in {lane, lane + DEFERRED} and queued.asked == fields
                 letters += "s" if is_same else "c"
             elif room <= 0 or unread <= 0:
                 letters += "f" if room <= 0 else "u"
@@ -195,16 +205,18 @@ class QueueModel:
 
     # Workers
 
-    def beat(self, consumer: str, ttl_ms: float) -> None:
+    def beat(self, consumer: str, ttl_ms: float) -> int:
         self.beats[consumer] = self.now_ms + ttl_ms
+        return int(self.now_ms)
 
     def is_alive(self, consumer: str) -> bool:
         return self.beats.get(consumer, 0.0) >= self.now_ms
 
     def fetch(self, lane: str, consumer: str, most: int) -> list[bytes]:
-        new = [one for one in self.streams[lane] if one.consumer is None][:most]
+        waiting = [one for one in self.streams[lane] if one.consumer is None or one.out_of_turn]
+        new = waiting[:most]
         for entry in new:
-            entry.consumer, entry.deliveries = consumer, 1
+            entry.consumer, entry.deliveries, entry.out_of_turn = consumer, 1, False
         return [one.entry_id or b"" for one in new]
 
     def claim(self, lane: str, consumer: str, most: int) -> list[tuple[bytes, int, bool]]:
@@ -270,11 +282,22 @@ class QueueModel:
                 letters += "x"
             else:
                 self.streams[lane].remove(entry)
-                later = Entry(lane + DEFERRED, entry.fields)
+                origin = entry_id.partition(b"-")[0]
+                later = Entry(lane + DEFERRED, (*entry.fields, b"o", origin))
                 self.streams[later.lane].append(later)
+                if b"d" in entry.fields[::2]:
+                    self.due[later.lane].append(later)
                 self.records[record] = later
                 letters += "d"
         return letters
+
+    def take_overdue(self, lane: str, consumer: str) -> tuple[int, set[bytes]]:
+        """How many there were, and which are now in the hands of `consumer`."""
+        due, self.due[lane] = self.due[lane], []
+        taken = [one for one in due if one in self.streams[lane] and one.consumer is None]
+        for entry in taken:
+            entry.consumer, entry.deliveries, entry.out_of_turn = consumer, 1, True
+        return len(due), {one.entry_id or b"" for one in taken}
 
     def count_solo(self, place: str, token: str) -> int:
         count, last = self.solo.get(place, (0, ""))
@@ -337,4 +360,6 @@ def job_fields(client: str, address: str, job: NewJob) -> tuple[bytes, ...]:
         fields += [b"r", address.encode()]
     if job.tags:
         fields += [b"g", job.tags.encode()]
+    if job.deadline_ms:
+        fields += [b"d", b"%d" % job.deadline_ms]
     return tuple(fields)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -83,7 +84,9 @@ class Hands:
     def __init__(self, name: str) -> None:
         self.name = name
         self.held: dict[tuple[str, bytes], Held] = {}
-        self._decoder = Decoder({"t": make_task(StepModel())}, _NoOutlet())
+        self._decoder = Decoder(
+            {"t": make_task(StepModel())}, _NoOutlet(), moment=lambda _: math.inf
+        )
 
     def accept(self, lane: Lane, entries: Sequence[tuple[bytes, list[bytes] | None]]) -> None:
         good, bad = self._decoder.read(lane, entries)
@@ -156,7 +159,12 @@ class Hands:
 class _NoOutlet:
     """Deliveries are settled by the machine's rules."""
 
-    crowded = False
+    def crowded(self, stream: Lane) -> bool:
+        del stream
+        return False
+
+    def too_late(self, delivery: Delivery) -> None:
+        raise AssertionError(f"no deadline passes by itself here: {delivery}")
 
     def put(self, delivery: Delivery, reply: WireReply) -> None:
         raise AssertionError(f"nothing answers by itself here: {delivery}, {reply}")

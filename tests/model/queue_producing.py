@@ -45,16 +45,23 @@ class Producing(QueueStage):
         new=jobs,
         lane=lanes,
         named=st.sampled_from([None, None, None, NAMED]),
+        deadline_s=st.sampled_from([None, 600.0]),
         fate=FATES,
     )
     def enqueue(
-        self, who: int, new: list[tuple[str | None, str]], lane: Lane, named: str | None, fate: Fate
+        self,
+        who: int,
+        new: list[tuple[str | None, str]],
+        lane: Lane,
+        named: str | None,
+        deadline_s: float | None,
+        fate: Fate,
     ) -> None:
         """As the client's `enqueue_many`."""
         if not self.producers:
             self.open(CLIENTS[0], Fate.FINE)
         if self.producers:
-            self.enqueue_by(pick(self.producers, who), new, lane, named, fate)
+            self.enqueue_by(pick(self.producers, who), new, lane, named, deadline_s, fate)
 
     def enqueue_by(
         self,
@@ -62,10 +69,14 @@ class Producing(QueueStage):
         new: list[tuple[str | None, str]],
         lane: Lane,
         named: str | None,
+        deadline_s: float | None,
         fate: Fate,
     ) -> None:
         ledger, inbox = producer.ledger, producer.inbox
-        some = [Job(task=task, text=f"about {job_id}", id=job_id) for job_id, task in new]
+        some = [
+            Job(task=task, text=f"about {job_id}", id=job_id, deadline_s=deadline_s)
+            for job_id, task in new
+        ]
         ids = ledger.assign_ids(some)
         (call,) = ledger.prepare(ids, some, lane=lane.lane, reply_to=named)
         resumed = producer.resumed(ids) if named is None else set[str]()
@@ -93,7 +104,12 @@ class Producing(QueueStage):
         fate: Fate,
     ) -> str | None:
         new = [
-            NewJob(job_id, encode_payload(job, LIMITS.max_job_bytes), "")
+            NewJob(
+                job_id,
+                encode_payload(job, LIMITS.max_job_bytes),
+                "",
+                round(1000 * job.deadline_s) if job.deadline_s else 0,
+            )
             for job_id, job in zip(ids, some, strict=True)
         ]
         name, token, address = producer.name, producer.ledger.token, f"@{named}" if named else ""

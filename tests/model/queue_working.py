@@ -14,7 +14,7 @@ from askonce_queue.scripts import send_sync
 from askonce_worker.pool.decode import Bad
 from askonce_worker.pool.delivery import Delivery
 from tests.model.queue_actors import EVERY_LANE, POOL, Hands, Held
-from tests.model.queue_stage import QueueStage, count, nothing, pick, picks
+from tests.model.queue_stage import QueueStage, count, pick, picks
 from tests.model.wire import FATES, Fate
 from tests.support.virtual_scripts import TAG
 
@@ -190,6 +190,29 @@ class Working(QueueStage):
             if letter != "f":
                 worker.drop(lane, [entry_id])
 
+    @precondition(lambda self: any(self.model.due.values()))
+    @rule(who=picks, where=picks, fate=FATES)
+    def take_overdue(self, who: int, where: int, fate: Fate) -> None:
+        """Out of their turn, which is still to come: then somebody else has them, too."""
+        if not self.workers:
+            self.start_worker()
+        worker = pick(self.workers, who)
+        lane = self.lane_of(where, lambda lane: bool(self.model.due[lane.lane]))
+        rows: list[Any] = []
+
+        def read(raw: Any) -> tuple[int, set[bytes]]:
+            rows[:] = raw[1]
+            return int(raw[0]), {row[0] for row in raw[1]}
+
+        told = self.send(
+            queue_scripts.take_overdue(lane, worker.name, 100),
+            lambda: self.model.take_overdue(lane.lane, worker.name),
+            fate,
+            read,
+        )
+        if told is not None:
+            worker.accept(lane, [(row[0], row[1]) for row in rows])
+
     def give_back(self, worker: Hands, lane: Lane, jobs: Sequence[Delivery], fate: Fate) -> None:
         """It goes on holding what it hands back, as a drain does until its replies are out."""
         ids = [job.entry_id for job in jobs]
@@ -203,7 +226,7 @@ class Working(QueueStage):
 
     def beat(self, name: str) -> None:
         call = queue_scripts.beat(TAG, POOL, name, HEARTBEAT_MS)
-        self.send(call, lambda: self.model.beat(name, HEARTBEAT_MS), Fate.FINE, nothing)
+        self.send(call, lambda: self.model.beat(name, HEARTBEAT_MS), Fate.FINE, count)
 
     def leave_as(self, name: str, fate: Fate, *, only_if_dead: bool) -> None:
         call = queue_scripts.leave(EVERY_LANE, name, only_if_dead=only_if_dead)

@@ -46,8 +46,8 @@ GHOST = "ghost"
 
 
 def job(text: str, job_id: str = "") -> Job:
-    """A job that has its text as its id."""
-    return Job(task="echo", text=text, id=job_id or text, tags=TAGS)
+    """A job that has its text as its id, and a deadline that it keeps."""
+    return Job(task="echo", text=text, id=job_id or text, tags=TAGS, deadline_s=3600)
 
 
 # The producer

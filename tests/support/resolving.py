@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
@@ -15,6 +16,7 @@ import anyio
 import redis.asyncio
 
 from askonce_queue import names
+from askonce_queue.queue_scripts import LaneName
 from askonce_queue.reply import Answer, ErrorInfo, Source
 from askonce_queue.shards import shard_tags
 from askonce_queue.store import Store
@@ -61,6 +63,8 @@ class Waiter:
         cacheable: bool = True,
         tenant: str = "",
         control: Control | None = None,
+        lane: LaneName = "interactive",
+        deadline: float = math.inf,
     ) -> None:
         self.task = task
         self.key = task.key_maker.text_key(text)
@@ -68,6 +72,8 @@ class Waiter:
         self.cacheable = cacheable
         self.tenant = tenant
         self.control = control
+        self.lane: LaneName = lane
+        self.deadline = deadline
         self.outcomes: list[Outcome] = []
         self._text = text
         self._told = asyncio.Event()

@@ -151,6 +151,11 @@ def test_a_wrong_task_is_one_line(load: ConfigLoader, lines: str, expected: str)
         ("[redis]\nurl = 'redis://h'\nshards = '1'", "redis.shards: expected int, got str"),
         ("[embedded]\nmaxmemory = 'much'", "embedded.maxmemory: expected a size like "),
         ("[worker]\nbatch = 0", "worker.batch: expected int >= 1, got 0"),
+        (
+            "[worker]\nlanes = { bulk = 0 }",
+            "worker.lanes.bulk: expected int >= 1, got 0",
+        ),
+        ("[worker]\nlanes = { fast = 1 }", "worker.lanes: unknown key 'fast'; known keys: "),
         ("[worker]\nbatch = true", "worker.batch: expected int, got bool"),
         ("[worker]\ndrain_s = -1", "worker.drain_s: expected float > 0.0, got -1"),
         ("[worker]\nlog = 'xml'", "worker.log: expected 'console' or 'json', got 'xml'"),

@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from askonce_queue.job import MAX_TAGS
+from askonce_queue.queue_scripts import Lane
 from askonce_queue.reply import WireReply
 from askonce_worker.cache.policy import Control
 from askonce_worker.hits.rules import Rule, keeper_out
@@ -23,7 +24,11 @@ LIMIT = 2000
 
 
 class NoOutlet:
-    crowded = False
+    def crowded(self, stream: Lane) -> bool:
+        raise AssertionError(f"decoding asks for no room: {stream}")
+
+    def too_late(self, delivery: Delivery) -> None:
+        raise AssertionError(f"no deadline has passed: {delivery}")
 
     def defer(self, delivery: Delivery) -> None:
         raise AssertionError(f"decoding defers nothing: {delivery}")
@@ -281,3 +286,35 @@ def test_a_rule_keeps_inputs_from_the_cache_on_both_paths(extra: dict[str, Any])
     messages = [{"role": "user", "content": "my balance"}]
     ((chat,), _) = decoder.read(INTERACTIVE, [entry({"task": "echo", "messages": messages})])
     assert not chat.cacheable
+
+
+class LateOutlet(NoOutlet):
+    def __init__(self) -> None:
+        self.late: list[str] = []
+
+    def too_late(self, delivery: Delivery) -> None:
+        self.late.append(delivery.job_id)
+
+
+@pytest.mark.parametrize("more", [[], [b"n", b"tenant"], [b"o", b"2000"]])
+def test_what_came_too_late_is_told_so_and_goes_no_further(more: list[bytes]) -> None:
+    """Enqueued at 1000 (or, before it was deferred, at 2000), read at 5000, in ms."""
+    outlet = LateOutlet()
+    decoder = Decoder(tasks(), outlet, moment=lambda ms: ms / 1000, now=lambda: 5.0)
+    began = 2000 if more[:1] == [b"o"] else 1000
+    entries: list[tuple[bytes, list[bytes] | None]] = [
+        (
+            b"1000-%d" % left_ms,
+            [
+                *(b"v", b"1", b"c", b"client", b"i", b"left %d" % left_ms),
+                *(b"p", b'{"task":"echo","text":"x"}', b"d", b"%d" % (5000 - began + left_ms)),
+                *more,
+            ],
+        )
+        for left_ms in (0, 1, 500)
+    ]
+    good, bad = decoder.read(INTERACTIVE, entries)
+    assert bad == []
+    assert outlet.late == ["left 0"]
+    assert [delivery.job_id for delivery in good] == ["left 1", "left 500"]
+    assert [delivery.deadline for delivery in good] == [5.001, 5.5]

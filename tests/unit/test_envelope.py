@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,14 +23,27 @@ def test_a_plain_entry() -> None:
 
 
 def test_every_field() -> None:
-    more = [b"r", b"@sink", b"n", "größe".encode(), b"g", b"a\nb", b"d", b"1700000000123"]
+    more = [b"r", b"@sink", b"n", "größe".encode(), b"g", b"a\nb", b"d", b"1500", b"o", b"17"]
     envelope = read_envelope(ID, [*more, *PLAIN])
     assert not envelope.problem
     assert envelope.address == "@sink"
     assert envelope.record == "client/job"
     assert envelope.tenant == "größe"
     assert envelope.tags == ("a", "b")
-    assert envelope.deadline_ms == 1_700_000_000_123
+    assert envelope.deadline_ms == 1500
+    assert envelope.origin_ms == 17
+
+
+@pytest.mark.parametrize("deadline", [b"", b"0", b"-1", b"1.5", b"soon", b"9" * 30, b"9" * 5000])
+def test_what_is_no_deadline(deadline: bytes) -> None:
+    envelope = read_envelope(ID, [*PLAIN, b"d", deadline])
+    assert envelope.problem.startswith("the envelope is not valid")
+    assert envelope.address == "client"
+
+
+@pytest.mark.parametrize("origin", [b"", b"-1", b"then", b"9" * 30])
+def test_what_is_no_origin(origin: bytes) -> None:
+    assert "not valid" in read_envelope(ID, [*PLAIN, b"o", origin]).problem
 
 
 def test_no_fields() -> None:
