@@ -48,7 +48,8 @@ _MODELS: dict[str, Table] = {
     },
     "deadly": {"kind": "python", "call": "askonce_loadtest.chaos.deadly:classify"},
 }
-_TTLS = {"ttl": ANSWER_TTL_S, "memory_ttl": MEMORY_TTL_S}
+_TTLS = {"ttl": ANSWER_TTL_S, "memory_ttl": MEMORY_TTL_S, "jitter": 0.0}
+"""The account of calls knows the end of an answer by its TTL, so nothing may shorten that."""
 _TASKS: dict[str, Table] = {
     TASK: {"model": "stand_in", "system": "Answer with the label.", "cache": _TTLS},
     DEADLY_TASK: {"model": "deadly", "cache": _TTLS},
