@@ -90,16 +90,23 @@ def read_envelope(entry_id: bytes, fields: list[bytes] | None) -> Envelope:
 
 def read_deadline(text: bytes) -> int:
     """The ms of a deadline. Raises `ValueError` for what no enqueue accepts."""
-    deadline_ms = int(text)
+    deadline_ms = _whole(text)
     if not 0 < deadline_ms <= MAX_DEADLINE_S * 1000:
         raise ValueError(f"{text!r:.60} is not a deadline")
     return deadline_ms
 
 
+def _whole(text: bytes) -> int:
+    """A number as scripts write it; Python would take more for one. Raises `ValueError`."""
+    if not text.isdigit():
+        raise ValueError(f"{text!r:.60} is not a whole number")
+    return int(text)
+
+
 def _moment(text: bytes) -> int:
     """A time, Unix ms. Raises `ValueError` for one that no entry can have."""
-    moment_ms = int(text)
-    if not 0 <= moment_ms < 1 << 53:
+    moment_ms = _whole(text)
+    if moment_ms >= 1 << 53:
         raise ValueError(f"{text!r:.60} is not a time")
     return moment_ms
 

@@ -34,7 +34,9 @@ def test_every_field() -> None:
     assert envelope.origin_ms == 17
 
 
-@pytest.mark.parametrize("deadline", [b"", b"0", b"-1", b"1.5", b"soon", b"9" * 30, b"9" * 5000])
+@pytest.mark.parametrize(
+    "deadline", [b"", b"0", b"-1", b"1.5", b" 1 ", b"1_0", b"soon", b"9" * 30, b"9" * 5000]
+)
 def test_what_is_no_deadline(deadline: bytes) -> None:
     envelope = read_envelope(ID, [*PLAIN, b"d", deadline])
     assert envelope.problem.startswith("the envelope is not valid")
