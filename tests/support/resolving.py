@@ -61,16 +61,21 @@ class Waiter:
         cacheable: bool = True,
         tenant: str = "",
         control: Control | None = None,
+        lane: str = "",
     ) -> None:
         self.task = task
         self.key = task.key_maker.text_key(text)
         self.tags = (*task.tags, *tags)
         self.cacheable = cacheable
         self.tenant = tenant
+        self.lane_name = lane
         self.control = control
         self.outcomes: list[Outcome] = []
         self._text = text
         self._told = asyncio.Event()
+
+    def key_for(self, task: Task) -> bytes:
+        return task.key_maker.text_key(self._text)
 
     def may_defer(self) -> bool:
         return False

@@ -82,6 +82,15 @@ class CallAsk:
         """See `Ask.question`."""
         return self._question
 
+    @property
+    def lane_name(self) -> str:
+        """See `Ask.lane_name`: none."""
+        return ""
+
+    def key_for(self, task: Task) -> bytes:
+        """See `Ask.key_for`."""
+        raise AssertionError(f"a caller's function has no fallback: {task.name}")
+
     def may_defer(self) -> bool:
         """See `Ask.may_defer`: never."""
         return False

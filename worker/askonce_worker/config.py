@@ -19,6 +19,7 @@ from askonce_worker.config_schema import (
     AnthropicModelConfig,
     ApiModelConfig,
     BatchConfig,
+    BudgetConfig,
     CacheConfig,
     CostsConfig,
     EmbeddedConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "AnthropicModelConfig",
     "ApiModelConfig",
     "BatchConfig",
+    "BudgetConfig",
     "CacheConfig",
     "CostsConfig",
     "EmbeddedConfig",
@@ -112,7 +114,7 @@ def load_settings(path: Path) -> Settings:
         embedded=source.section(EmbeddedConfig, "embedded"),
         models=models,
         tasks={
-            name: _task(source, table, f"tasks.{name}", list(models), sources)
+            name: _task(source, table, f"tasks.{name}", models, sources)
             for name, table in _named(source, "tasks")
         },
         sources=sources,
@@ -186,15 +188,22 @@ def _task(
     source: ConfigFile,
     table: Table,
     key: str,
-    models: list[str],
+    models: dict[str, ModelConfig],
     sources: dict[str, SourceConfig],
 ) -> TaskConfig:
     task = source.convert(table, TaskConfig, key)
     _check_sources(source, task.cache.sources, sources, f"{key}.cache.sources")
-    if task.model not in models:
+    for field, model in (("model", task.model), ("fallback", task.fallback)):
+        if model is not None and model not in models:
+            raise source.error(
+                f"{key}.{field}", f"no [models.{model}] in this file{did_you_mean(model, models)}"
+            )
+    if task.fallback == task.model:
+        raise source.error(f"{key}.fallback", f"expected another model than {task.model!r}")
+    if task.budget.per_day is not None and models[task.model].price == PriceConfig():
         raise source.error(
-            f"{key}.model",
-            f"no [models.{task.model}] in this file{did_you_mean(task.model, models)}",
+            f"{key}.budget.per_day",
+            f"expected a [models.{task.model}.price]: without one nothing is ever spent",
         )
     if task.temperature != 0 and "cacheable" not in table.get("cache", {}):
         raise source.error(

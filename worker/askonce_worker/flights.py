@@ -46,6 +46,10 @@ class FlightEnd(enum.Enum):
     """Nobody was to be asked, and the store has nothing that would do."""
     DEFERRED = "deferred"
     """The model has no room, and too many wait already: the jobs wait in the store."""
+    OVER_BUDGET = "over_budget"
+    """The task has spent what it may spend today."""
+    REDIRECTED = "redirected"
+    """The model is unavailable; those who waited wait for the task's fallback instead."""
     NO_STORE = "no_store"
     """The store could not be asked, and the task does not wait for it."""
 
@@ -74,6 +78,11 @@ class Ask(Protocol):
         ...
 
     @property
+    def lane_name(self) -> str:
+        """The lane by which it came, for the accounts; empty for none."""
+        ...
+
+    @property
     def cacheable(self) -> bool:
         """Whether an answer may be shared and kept; else the model is asked for this ask alone."""
         ...
@@ -85,6 +94,10 @@ class Ask(Protocol):
 
     def question(self) -> Question:
         """What the model is asked, normalised."""
+        ...
+
+    def key_for(self, task: Task) -> bytes:
+        """The key of the same question under another task."""
         ...
 
     def may_defer(self) -> bool:
@@ -269,6 +282,11 @@ class Flight:
             (checked if known and will_do else late).append(ask)
         self.asks = checked
         return late
+
+    @property
+    def goes_elsewhere(self) -> bool:
+        """Whether its model is down, and another one may be asked instead."""
+        return self.task.fallback is not None and self.task.backend.down
 
     def may_defer(self) -> bool:
         """Whether everyone who waits should rather come again later."""

@@ -89,6 +89,8 @@ class WaitingRoom:
 
     def enter_alone(self, flight: Flight) -> None:
         """Let a flight that shares nothing (not cacheable) take off as soon as a slot is free."""
+        if self._landing.turn_away(flight):
+            return
         backend = flight.task.backend
         if backend.free_slots > 0:
             backend.in_flight += 1
@@ -161,9 +163,9 @@ class WaitingRoom:
         self._queues[flight.shard].put_later(flight, due)
 
     async def _ask(self, shard: int, due: list[Flight]) -> None:
-        groups: defaultdict[str, list[Flight]] = defaultdict(list)
+        groups: defaultdict[tuple[str, bool], list[Flight]] = defaultdict(list)
         for flight in due:
-            groups[flight.task.backend.name].append(flight)
+            groups[flight.task.backend.name, flight.task.over_budget].append(flight)
         parts = [
             group[start : start + BATCH]
             for group in groups.values()
@@ -246,11 +248,15 @@ class WaitingRoom:
                     self._landing.fail(flight, error, FlightEnd.NO_STORE, outage)
 
     def _batch(self, flights: list[Flight]) -> Batch:
-        """Reserve the slots and describe the look-up of flights of one shard and one model."""
+        """Reserve the slots and describe the look-up of flights of one shard and one model.
+
+        All of them are of tasks over their budget, or none: those need no slots.
+        """
         backend = flights[0].task.backend
         for flight in flights:
             flight.looked_up = len(flight.asks)
-        reserved = min(max(0, backend.free_slots), len(flights))
+        room = 0 if flights[0].task.over_budget else max(0, backend.free_slots)
+        reserved = min(room, len(flights))
         backend.in_flight += reserved
         return Batch(
             flights[0].shard,
@@ -275,9 +281,9 @@ class WaitingRoom:
                 error = ErrorInfo("not_cached", "only_if_cached, and no stored answer will do")
                 self._landing.fail(flight, error, FlightEnd.NOT_CACHED)
             case Busy(token):
-                flight.note_busy(token, self._clock.monotonic())
-                self._ask_later(flight, LONGEST_BACKOFF_S)
-            case Free():
+                self._wait_for_leader(flight, token)
+            case Free(spare):
+                flight.spare = spare
                 self._wait_for_slot(flight)
             case Rejected(error, spare):
                 flight.spare = spare
@@ -297,7 +303,16 @@ class WaitingRoom:
             flight.asks = late
         self._take_off(flight)
 
+    def _wait_for_leader(self, flight: Flight, token: bytes) -> None:
+        if flight.goes_elsewhere and not flight.wants_spare:  # whether there is one, the end tells
+            self._landing.redirect(flight)
+            return
+        flight.note_busy(token, self._clock.monotonic())
+        self._ask_later(flight, LONGEST_BACKOFF_S)
+
     def _wait_for_slot(self, flight: Flight) -> None:
+        if self._landing.turn_away(flight):
+            return
         if flight.may_defer():
             self._landing.defer(flight)
             return

@@ -58,7 +58,17 @@ async def measure_stampede(order: Order, model_root_url: str) -> Figures:
 class CallerAsk:
     """One caller's ask for one text; `label` is there once it was answered."""
 
-    __slots__ = ("_label", "_text", "cacheable", "control", "key", "tags", "task", "tenant")
+    __slots__ = (
+        "_label",
+        "_text",
+        "cacheable",
+        "control",
+        "key",
+        "lane_name",
+        "tags",
+        "task",
+        "tenant",
+    )
 
     def __init__(self, task: Task, text: str) -> None:
         self.task = task
@@ -67,12 +77,17 @@ class CallerAsk:
         self.cacheable = True
         self.control = None
         self.tenant = ""
+        self.lane_name = ""
         self._text = text
         self._label: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
 
     async def label(self) -> str | None:
         """Wait for the answer. Raises `WrongReplyError` when there is none."""
         return await self._label
+
+    def key_for(self, task: Task) -> bytes:
+        """The key of the same text under another task."""
+        return task.key_maker.text_key(self._text)
 
     def may_defer(self) -> bool:
         """Callers wait where they are."""

@@ -8,11 +8,12 @@ from typing import Protocol
 import msgspec
 
 from askonce_queue.job import Payload
-from askonce_queue.queue_scripts import Lane
+from askonce_queue.queue_scripts import DEFERRED, Lane
 from askonce_queue.reply import ErrorInfo, Source, WireReply
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.policy import Control
 from askonce_worker.models.protocol import Question
+from askonce_worker.observe.money import NANO
 from askonce_worker.tasks import Task
 
 
@@ -74,12 +75,23 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
         payload = self.payload
         return Question(self.text, payload.messages, payload.params)
 
+    @property
+    def lane_name(self) -> str:
+        """The lane by which it came; that of a deferred job is the one that it was enqueued in."""
+        return self.lane.lane.removesuffix(DEFERRED)
+
+    def key_for(self, task: Task) -> bytes:
+        """The key under another task."""
+        asked = self.payload.cache
+        namespace = asked.namespace if asked is not None else ""
+        return task.key_maker.question_key(self.question(), self.tenant, namespace)
+
     def answered(self, entry: Entry, source: Source, age_s: float) -> None:
         """Reply with an answer."""
-        self.outlet.put(
-            self,
-            WireReply(id=self.job_id, answer=entry.json, source=source, age_s=round(age_s, 3)),
-        )
+        reply = WireReply(id=self.job_id, answer=entry.json, source=source, age_s=round(age_s, 3))
+        if source == "model":
+            reply.cost = entry.cost_nano / NANO
+        self.outlet.put(self, reply)
 
     def may_defer(self) -> bool:
         """Whether this job should rather wait in the store; one that has done so stays."""
