@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 import redis.asyncio
@@ -45,9 +46,9 @@ def spend_it_all(task: Task) -> None:
     task.budget.spend(round(task.budget.per_day * NANO))
 
 
-def on_budget(model: StepModel, per_day: float = 2.0, **options: object) -> Task:
+def on_budget(model: StepModel, per_day: float = 2.0, **options: Any) -> Task:
     """A task whose calls cost 1 each."""
-    task = make_task(model, **options)  # type: ignore[arg-type]
+    task = make_task(model, **options)
     task.price = CALL
     task.budget = Budget("t", per_day)
     return task
@@ -123,6 +124,23 @@ async def test_it_needs_no_slot_and_no_lease_to_turn_away(
         assert await lease_count(store) == 1  # of the call under way
         model.open()
         assert (await held.outcome()).source == "model"
+
+
+async def test_nobody_is_forgotten_who_waits_alone(
+    store: redis.asyncio.Redis, store_url: str
+) -> None:
+    """Each freed slot wakes one, and none is freed by those that are turned away."""
+    model = StepModel(closed=True)
+    task = on_budget(model, slots=1)
+    async with resolver_on(store_url) as resolver:
+        waiters = [Waiter(task, text, cacheable=False) for text in "abcde"]
+        resolver.resolve(waiters)
+        await eventually(lambda: model.in_flight)
+        spend_it_all(task)
+        model.open()
+        codes = [code(await waiter.outcome()) for waiter in waiters]
+        assert codes == [None, *["budget_exceeded"] * 4]
+        await assert_at_rest(store, resolver, task)
 
 
 async def test_a_retry_is_a_call_too(store: redis.asyncio.Redis, store_url: str) -> None:
@@ -356,7 +374,8 @@ async def test_a_reply_says_what_its_call_cost(store: redis.asyncio.Redis, store
     worker._task_table = tasks
     async with worker.running(), Client(store_url) as client:
         first, again = [await client.ask(Job(task="echo", text="x")) for _ in range(2)]
-    assert (first.source, first.cost) == ("model", pytest.approx(0.5 + 0.002 + 0.001))
+    assert first.source == "model"
+    assert first.cost == pytest.approx(0.5 + 0.002 + 0.001)
     assert (again.source, again.cost) == ("memory", 0.0)
     assert again.answer is not None
     assert again.answer.usage == Usage(1000, 100)  # of the call behind it

@@ -113,6 +113,8 @@ class WaitingRoom:
         backend.in_flight -= 1
         if backend.free_slots > 0:
             self._wake_next(backend)
+        elif backend.down:
+            self._turn_away(backend)
 
     def opened(self, backend: Backend) -> None:
         """A limit of a model has opened: as many are served as there is room for."""
@@ -128,11 +130,12 @@ class WaitingRoom:
     def _wake_next(self, backend: Backend) -> bool:
         """Serve the next that waits for a slot; False when nobody does."""
         alone = self._alone[backend.name]
-        if alone:
+        while alone:
             flight = alone.popleft()
             flight.waits_alone = False
-            self.enter_alone(flight)
-            return True
+            if not self._landing.turn_away(flight):  # that would leave the slot to the next
+                self.enter_alone(flight)
+                return True
         waiting = self._for_slot[backend.name]
         while waiting:
             flight = waiting.popleft()
@@ -141,6 +144,13 @@ class WaitingRoom:
                 self.enter(flight)
                 return True
         return False
+
+    def _turn_away(self, backend: Backend) -> None:
+        """Let nobody wait alone for a model that is down, if there is another: no slot wakes them."""
+        waiting, self._alone[backend.name] = self._alone[backend.name], deque()
+        for flight in waiting:
+            if not self._landing.turn_away(flight):
+                self._alone[backend.name].append(flight)
 
     async def run(self, shard: int) -> None:
         """Ask about what is due, for ever; what comes while one batch is asked is the next."""
