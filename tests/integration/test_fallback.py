@@ -136,6 +136,7 @@ async def test_many_who_wait_are_one_question_to_the_fallback(
         *(TransientFailure(c, "away") for c in ("unavailable", "timeout", "rate_limited")),
         TransientFailure("model_failed", "raised"),
         Rejection("unauthorized", "HTTP 401"),
+        Rejection("quota_exceeded", "HTTP 429"),
     ],
     ids=lambda failure: str(failure.code),
 )

@@ -16,7 +16,12 @@ from askonce_worker.flights import Ask
 from askonce_worker.models.protocol import Question
 from askonce_worker.tasks import Task
 
-UNAVAILABLE = frozenset({"timeout", "unavailable", "rate_limited", "model_failed", "unauthorized"})
+UNAVAILABLE = frozenset(
+    (
+        *("timeout", "unavailable", "rate_limited", "model_failed"),
+        *("unauthorized", "quota_exceeded"),
+    )
+)
 """Errors of a model that another one may not have. What is wrong with the question, is for both."""
 
 

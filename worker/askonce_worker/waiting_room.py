@@ -146,7 +146,7 @@ class WaitingRoom:
         return False
 
     def _turn_away(self, backend: Backend) -> None:
-        """Let nobody wait alone for a model that is down, if there is another: no slot wakes them."""
+        """Let nobody wait alone for a model that is down, if there is another."""
         waiting, self._alone[backend.name] = self._alone[backend.name], deque()
         for flight in waiting:
             if not self._landing.turn_away(flight):

@@ -153,8 +153,11 @@ async def _look_at(store: Store, settings: Settings) -> list[Check]:
 
 async def _budgets(store: Store, settings: Settings) -> list[Check]:
     """How each task with a budget stands today. Raises redis-py's errors."""
+    terms = terms_of(settings)
+    if not terms.budgets:
+        return []
     now_s, _ = await store.send(names.META, "TIME")
-    reader = FleetReader(store, settings.worker.pool, terms_of(settings))
+    reader = FleetReader(store, settings.worker.pool, terms)
     return [
         Check(
             f"budget {task}",
