@@ -29,8 +29,8 @@ from askonce_worker.config import (
 from askonce_worker.models.anthropic import AnthropicMessages
 from askonce_worker.models.batching import BatchedModel, ManyModel
 from askonce_worker.models.chat import ChatCompletions
-from askonce_worker.models.http_many import HttpManyModel, ManyDialect
 from askonce_worker.models.fresh_key import FreshKey
+from askonce_worker.models.http_many import HttpManyModel, ManyDialect
 from askonce_worker.models.http_model import Dialect, HttpModel
 from askonce_worker.models.moderations import Moderations
 from askonce_worker.models.predict import Predict
@@ -94,11 +94,11 @@ def build_model(settings: Settings, name: str, session: aiohttp.ClientSession) -
         if config.batch is not None:
             return batched(PythonManyModel(call, name=name, **bounds), config.batch)
         return PythonModel(call, name=name, **bounds)
-    settings.api_key(name)  # a key that is missing is found at the start, not at the first miss
     connection: dict[str, Any] = {
         "base_url": config.base_url,
         "model": config.model,
-        "api_key": lambda: settings.api_key(name),
+        # A key that is missing is found at the start, not at the first miss.
+        "api_key": FreshKey(lambda: settings.api_key(name)),
         "timeout_s": config.timeout_s,
     }
     if config.batch is not None:
@@ -110,19 +110,6 @@ def build_model(settings: Settings, name: str, session: aiohttp.ClientSession) -
 def batched(model: ManyModel, config: BatchConfig) -> BatchedModel:
     """A model that is asked several questions at once."""
     return BatchedModel(model, size=config.size, wait_s=config.wait_ms / 1000)
-        return PythonModel(
-            call, name=name, timeout_s=config.timeout_s, max_threads=config.max_concurrency
-        )
-    # A key that is missing is found at the start, not at the first miss.
-    key = FreshKey(lambda: settings.api_key(name))
-    return HttpModel(
-        session,
-        dialect_of(config),
-        base_url=config.base_url,
-        model=config.model,
-        api_key=key,
-        timeout_s=config.timeout_s,
-    )
 
 
 def dialect_of(config: ApiModelConfig) -> Dialect:
