@@ -24,6 +24,7 @@ them together. Job shards and answer shards share the table of tags but not thei
 | `stats:{tag}` | hash | counters flushed by workers |
 | `windows:{tag}` | sorted set | names of buckets of time → when they may go, ms |
 | `window:{tag}:<bucket>` | hash | the same counters, of one bucket of time |
+| `budgets:{tag}` | hash | `day|task` → spent, in billionths; on the first shard |
 | `hits:{tag}` | stream | a sample of hits, redacted, for people to judge |
 | `reviews:{tag}` | stream | what people said of them |
 | `rules:{tag}` | hash | id → inputs that are kept from the cache; on the first shard |
@@ -51,6 +52,7 @@ Only answers have a TTL, so everything else has a bound, or a sweep (`pool/sweep
 | `stats:` | beyond 10,000 fields those of some tasks are added up in one |
 | `windows:` | one a bucket; swept when its time is over, at most some 170 |
 | `window:` | 4,000 fields; further tasks are added up in one; swept with its name |
+| `budgets:` | one field a task and day; those before yesterday are swept |
 | `hits:` | `max_hits`: the oldest are dropped, and counted; swept after `hit_retain_s` |
 | `reviews:` | 10,000: the oldest are dropped |
 | `rules:` | 100, in the script that adds one |
@@ -138,6 +140,10 @@ def windows(tag: str) -> bytes:
 def window_prefix(tag: str) -> bytes:
     """The part of a bucket's key before its name, `size in s:number`."""
     return f"window:{{{tag}}}:".encode()
+
+
+def budgets(tag: str) -> bytes:
+    return f"budgets:{{{tag}}}".encode()
 
 
 def hits(tag: str) -> bytes:

@@ -36,6 +36,8 @@ _SWEEP_WINDOWS = Script("sweep_windows", allow_oom=True)
 _RETRY_DEAD = Script("retry_dead", allow_oom=False)
 _LOG_HITS = Script("log_hits", allow_oom=False)
 _SWEEP_HITS = Script("sweep_hits", allow_oom=True)
+_SPEND = Script("spend", allow_oom=True)
+_SWEEP_BUDGETS = Script("sweep_budgets", allow_oom=True)
 _ADD_RULE = Script("add_rule", allow_oom=True)
 
 
@@ -352,6 +354,18 @@ def log_hits(tag: str, max_hits: int, hits: Sequence[LoggedHit]) -> Call:
 
 def sweep_hits(tag: str, retain_ms: int) -> Call:
     return Call(_SWEEP_HITS, [names.hits(tag)], [retain_ms])
+
+
+def spend(tag: str, tasks: Sequence[str], spent: Sequence[tuple[int, str, int]]) -> Call:
+    """`tasks`: whose totals of today are told; `spent`: day (0: today), task, billionths."""
+    args: list[Arg] = [len(tasks), *tasks]
+    for one in spent:
+        args += one
+    return Call(_SPEND, [names.budgets(tag)], args)
+
+
+def sweep_budgets(tag: str, *, cursor: int, count: int) -> Call:
+    return Call(_SWEEP_BUDGETS, [names.budgets(tag)], [cursor, count])
 
 
 def add_rule(tag: str, rule_id: str, rule: bytes, most: int) -> Call:

@@ -32,6 +32,7 @@ ErrorCode = Literal[
     "unavailable",  # connection failures or 5xx after all retries
     "model_failed",  # a Python model raised
     "not_cached",  # only_if_cached, and no stored answer will do
+    "budget_exceeded",  # the task may spend no more today; what is known is still answered
     "deferred_full",  # the model is saturated, and no more jobs may wait for it
     "deadline_exceeded",  # its deadline_s passed before there was an answer
     "store_unavailable",  # the store could not be asked, and the caller does not wait for it
@@ -79,7 +80,9 @@ class Reply(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
 
     `source` is one of `Source`, or one that a newer worker knows; None for an error.
     `age_s` is the age of the answer, in seconds by the store's clock (0 when it is new).
-    `took_ms` runs from enqueue to settle, by the clocks of store and worker.
+    `took_ms` runs from enqueue to settle, by the clocks of store and worker. `cost` is that of the
+    model call that made this answer, in the currency of `[costs]`; 0 where somebody else has paid
+    for it (any `source` but `model`), and where no price is configured.
     """
 
     id: str
@@ -88,6 +91,7 @@ class Reply(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
     source: str | None = None
     age_s: float = 0.0
     took_ms: int = 0
+    cost: float = 0.0
 
 
 class WireReply(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
@@ -99,6 +103,7 @@ class WireReply(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
     source: Source | None = None
     age_s: float = 0.0
     took_ms: int = 0
+    cost: float = 0.0
 
 
 _reply_decoder = msgspec.json.Decoder(Reply)

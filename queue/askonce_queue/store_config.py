@@ -176,8 +176,12 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
         if file is not None:
             try:
                 found = Path(file).read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"[redis] {name}_file: cannot be read: {error}") from error
+            except OSError as error:
+                raise ConfigError(
+                    f"[redis] {name}_file: cannot be read: {error.strerror}"
+                ) from None
+            except UnicodeDecodeError:
+                raise ConfigError(f"[redis] {name}_file: cannot be read: not UTF-8") from None
             if not found:
                 raise ConfigError(f"[redis] {name}_file: expected a password, got an empty file")
             return found

@@ -175,6 +175,12 @@ STUBS: dict[str, list[Stub]] = {
     "survey": [
         Stub(3, 3, 1, 2, lambda n: answer_scripts.survey("0", [X] * n, before=[("a", b"1")] * n))
     ],
+    "spend": [
+        Stub(1, 5, 0, 3, lambda n: queue_scripts.spend("0", ["t"], [(0, "t", 5)] * n)),
+    ],
+    "sweep_budgets": [
+        Stub(1, 2, 0, 0, lambda _: queue_scripts.sweep_budgets("0", cursor=0, count=9))
+    ],
     "sweep_hits": [Stub(1, 1, 0, 0, lambda _: queue_scripts.sweep_hits("0", 5))],
     "sweep_clients": [
         Stub(

@@ -10,13 +10,15 @@ from rich.console import Console
 
 from askonce_queue.errors import ConfigError
 from askonce_queue.store import Store
+from askonce_worker.cli.budgets_shown import described
 from askonce_worker.cli.stats import shown, terms_of
 from askonce_worker.cli.stats_view import ALL, View, amount
 from askonce_worker.config import load_settings
+from askonce_worker.observe.budget import Budget, Budgets
 from askonce_worker.observe.counters import Counters
-from askonce_worker.observe.money import Price
+from askonce_worker.observe.money import NANO, Price
 from askonce_worker.observe.tally import worth_of
-from askonce_worker.observe.totals import read_fleet
+from askonce_worker.observe.totals import NO_TERMS, Terms, read_fleet
 from tests.support.askonce_command import CONFIG
 
 PRICE = Price(input=2.0, output=10.0)
@@ -30,10 +32,11 @@ async def seen(
     window: str = "24h",
     task: str | None = None,
     columns: int = 80,
+    terms: Terms = NO_TERMS,
 ) -> str:
     """What is shown when that is counted."""
     await counters.flush(store, "0")
-    state = await read_fleet(store, "default")
+    state = await read_fleet(store, "default", terms)
     console = Console(width=columns, color_system=None, file=io.StringIO())
     with console.capture() as captured:
         console.print(shown(View(state, window, task, {"size": prompt})))
@@ -145,3 +148,37 @@ def test_lives_are_those_of_the_longest_answer(tmp_path: Path) -> None:
     cache = 'cache = {ttl = "1h", ttl_by_label = {long = "2h"}, stale_if_error = "10m"}'
     path.write_text(CONFIG.replace('labels = ["long", "short"]', f'labels = ["long"]\n{cache}'))
     assert terms_of(load_settings(path)).lives_s == {"size": 2 * 3600 + 600}
+
+
+async def test_budgets_of_today(askonce_store: Store) -> None:
+    terms = Terms(budgets={"size": (5.0, 0.8), "tone": (5.0, 0.8), "intent": (5.0, 0.8)})
+    for task, spent in (("size", 1.25), ("tone", 4.5), ("intent", 5.5)):
+        budget = Budget(task, 5.0)
+        budget.spend(round(spent * NANO))
+        await Budgets(askonce_store, [budget]).flush()
+    text = await seen(askonce_store, Counters(), terms=terms)
+    rows = {words[0]: words[1:] for line in text.splitlines() if (words := line.split())}
+    assert "Budgets (USD), today (UTC)" in text
+    assert rows["size"] == ["1.2500", "5", "25.0%"]
+    assert rows["tone"] == ["4.5000", "5", "90.0%", "near"]
+    assert rows["intent"] == ["5.5000", "5", "110.0%", "used", "up"]
+    assert "Budgets" not in await seen(askonce_store, Counters())
+    state = await read_fleet(askonce_store, "default", terms)
+    said = {task: described(one, "USD") for task, one in state.budgets.items()}
+    assert said["size"] == "1.2500 of 5 USD spent today (25.0%), renewed at 0:00 UTC"
+    assert "will get budget_exceeded" in said["tone"]
+    assert "raise [tasks.NAME.budget] per_day" in said["intent"]
+
+
+async def test_accounts_of_lanes(askonce_store: Store) -> None:
+    counters = counted(5, 5)
+    for lane, calls in (("interactive", 1), ("bulk", 4)):
+        counters.paid("size", PRICE, "", lane=lane, calls=calls, tokens=(calls * 10**6, 0))
+    text = await seen(askonce_store, counters)
+    assert [line.split() for line in text.splitlines() if "lane " in line] == [
+        ["lane", "interactive", "2.0000"],
+        ["lane", "bulk", "8.0000"],
+    ]
+    state = await read_fleet(askonce_store, "default")
+    assert state.windows["1h"].tasks["size"].by_lane["bulk"].input_tokens == 4 * 10**6
+    assert state.total.by_lane["bulk"].spent == 8.0

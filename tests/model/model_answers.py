@@ -172,8 +172,9 @@ class AnswerModel:
             if told.kind == "L":
                 return Told("S", attempt=told.attempt, entry=kept.body)
             return Told("+", entry=kept.body)
-        if kept and demand.spare and told.kind in "LR":
-            return told._replace(kind="X" if told.kind == "L" else "E", entry=kept.body)
+        if kept and demand.spare and told.kind in "LRF":
+            kinds = {"L": "X", "R": "E", "F": "F"}
+            return told._replace(kind=kinds[told.kind], entry=kept.body)
         return told
 
     def _lead(

@@ -110,6 +110,7 @@ async def prepare_work(node: Node) -> None:
         (names.leases(TAG), GHOST, bytes(16) + past + past + b"\1"),
         (names.tries(TAG), GHOST, b"A\1" + past),
         (names.beats(TAG, POOL), f"{GHOST} 2", "1"),
+        (names.budgets(TAG), f"1|{GHOST}", "1"),
     ):
         await node.command("HSET", key, field, value)
     await node.command("ZADD", names.last(TAG), 1, GHOST)
@@ -206,8 +207,9 @@ def _lease_calls(new_tag: str) -> list[Call]:
 
 
 def _rare_calls() -> list[Call]:
-    """What a sweep does when there is too much."""
+    """What a sweep does when there is too much, and a task with a budget."""
     return [
+        queue_scripts.spend(TAG, ["echo"], [(0, "echo", 1)]),
         queue_scripts.sweep_stats(TAG, cursor=0, count=9, most=0, others="others"),
         queue_scripts.log_hits(TAG, 9, [LoggedHit("0" * 64, "echo", "store", 1, b"{}", "one", "")]),
     ]

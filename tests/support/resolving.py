@@ -78,6 +78,9 @@ class Waiter:
         self._text = text
         self._told = asyncio.Event()
 
+    def key_for(self, task: Task) -> bytes:
+        return task.key_maker.text_key(self._text)
+
     def may_defer(self) -> bool:
         return False
 

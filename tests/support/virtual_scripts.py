@@ -154,6 +154,8 @@ def read_result(data: bytes) -> Told:
         case "E":
             (size,) = struct.unpack_from("<I", data, 1)
             told = Told("E", error=data[5 : 5 + size], entry=data[5 + size :])
+        case "F":
+            told = Told("F", entry=data[1:])
         case _:
-            assert data in {b"F", b"U"}
+            assert data == b"U"
     return told

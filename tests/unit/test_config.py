@@ -129,7 +129,42 @@ def test_keys_come_from_files(load: ConfigLoader) -> None:
     (load.folder / "key").write_text("abc\n")
     assert load(MODEL + 'api_key_file = "key"').api_key("gpt") == "abc"
     (load.folder / "key").write_text("\n")
-    assert load.error(MODEL + 'api_key_file = "key"').startswith("models.gpt.api_key_file: ")
+    with pytest.raises(ConfigError, match=r"models\.gpt\.api_key_file: .*, got an empty one"):
+        load(MODEL + 'api_key_file = "key"').api_key("gpt")
+
+
+def test_keys_in_files_are_read_on_use(load: ConfigLoader) -> None:
+    """Producers and operators use the same configuration, and may not be able to read them."""
+    settings = load(MODEL + 'api_key_file = "sk-not-for-logs"')
+    with pytest.raises(ConfigError) as caught:
+        settings.api_key("gpt")
+    assert str(caught.value) == (
+        "askonce.toml: models.gpt.api_key_file: expected a readable UTF-8 file: "
+        "No such file or directory"
+    )
+    (load.folder / "sk-not-for-logs").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="it has other bytes"):
+        settings.api_key("gpt")
+    with pytest.raises(ConfigError, match="no path has such characters"):
+        load(MODEL + 'api_key_file = "sk\\u0000"').api_key("gpt")
+
+
+def test_keys_come_from_credentials_of_systemd(
+    load: ConfigLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credentials = load.folder / "credentials"
+    credentials.mkdir()
+    (credentials / "key").write_text("abc\n")
+    settings = load(MODEL + 'api_key_file = "$CREDENTIALS_DIRECTORY/key"')
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    with pytest.raises(ConfigError, match=r"models\.gpt\.api_key_file: .* LoadCredential="):
+        settings.api_key("gpt")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
+    assert settings.api_key("gpt") == "abc"
+    store = 'url = "redis://h"\npassword_file = "$CREDENTIALS_DIRECTORY/key"'
+    redis = load(f"[redis]\n{store}").redis
+    assert redis is not None
+    assert redis.secret("password") == "abc"
 
 
 def test_models_without_keys_need_none(load: ConfigLoader) -> None:

@@ -125,10 +125,33 @@ def test_a_wrong_task_is_one_line(load: ConfigLoader, lines: str, expected: str)
             "[models.m]\nkind = 'python'\ncall = 'a:b'\nbatch = { wait_ms = 1001 }",
             "models.m.batch.wait_ms: expected float <= 1000",
         ),
-        (MODEL + 'api_key_file = "none"', "models.gpt.api_key_file: expected a readable UTF-8"),
         (
             MODEL + 'api_key_file = "a"\napi_key_env = "B"',
             "models.gpt.api_key_file: expected none beside api_key_env",
+        ),
+        (
+            MODEL + "[tasks.intent]\nmodel = 'gpt'\nfallback = 'gtp'",
+            "tasks.intent.fallback: no [models.gtp] in this file (did you mean 'gpt'?)",
+        ),
+        (
+            MODEL + "[tasks.intent]\nmodel = 'gpt'\nfallback = 'gpt'",
+            "tasks.intent.fallback: expected another model than 'gpt'",
+        ),
+        (
+            MODEL + "[tasks.intent]\nmodel = 'gpt'\nbudget = { per_day = 5 }",
+            "tasks.intent.budget.per_day: expected a [models.gpt.price]: without one nothing is ",
+        ),
+        (
+            MODEL + "[tasks.intent]\nmodel = 'gpt'\nbudget = { per_day = 0 }",
+            "tasks.intent.budget.per_day: expected float > 0.0, got 0",
+        ),
+        (
+            MODEL + "[tasks.intent]\nmodel = 'gpt'\nbudget = { perday = 5 }",
+            "tasks.intent.budget: unknown key 'perday' (did you mean 'per_day'?)",
+        ),
+        (
+            MODEL + "[tasks.intent]\nmodel = 'gpt'\nbudget = { per_day = 5, warn_at = 80 }",
+            "tasks.intent.budget.warn_at: expected float <= 1.0, got 80",
         ),
         (MODEL.replace("https", "file"), "models.gpt.base_url: expected one like "),
         (MODEL.replace("//", "//me:secret@"), "models.gpt.base_url: expected one like "),

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from askonce_worker.config import ApiModelConfig, WorkerConfig, load_settings
+from askonce_worker.config_tables import CREDENTIALS
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 UNIT = DEPLOY / "systemd" / "askonce-worker.service"
@@ -82,6 +83,11 @@ def test_unit_is_hardened() -> None:
     ):
         assert options[f"Service.{name}"] == [value], name
     assert options["Service.LoadCredential"][0].startswith("openai_api_key:/etc/askonce/")
+    readme = (UNIT.parent / "README.md").read_text(encoding="utf-8")
+    for credential in options["Service.LoadCredential"]:
+        name = credential.partition(":")[0]
+        for text in (UNIT.read_text(encoding="utf-8"), readme):
+            assert f'api_key_file = "{CREDENTIALS}{name}"' in text
     assert "Service.ImportCredential" not in options  # unknown to systemd 252
     # It would hide /proc/stat, without which process metrics are silently missing.
     assert "Service.ProcSubset" not in options
@@ -157,6 +163,10 @@ def test_deployment_finds_its_configuration_and_keys(tmp_path: Path) -> None:
     assert volumes["config"]["configMap"]["name"] == generated["name"]
     assert container["args"][:2] == ["worker", f"{mounts['config']}/{generated['files'][0]}"]
     assert "secret" in volumes["keys"]
+    # A file that is mounted by itself is never replaced, and its key never rotated.
+    assert not any("subPath" in mount for mount in container["volumeMounts"])
+    text = (KUBERNETES / "askonce.toml").read_text(encoding="utf-8")
+    assert f'password_file = "{mounts["keys"]}/' in text
 
     key = tmp_path / "openai_api_key"
     key.write_text("a key", encoding="utf-8")

@@ -23,7 +23,7 @@ from askonce_worker.observe.figures import (
     never_read_of,
     totals_of,
 )
-from askonce_worker.observe.money import FREE, NANO, Cost, Price, cost_of, store_share
+from askonce_worker.observe.money import NANO, Cost, Price, cost_of, store_share
 from askonce_worker.observe.tally import (
     IDLE_S,
     MOST_TENANTS,
@@ -172,7 +172,7 @@ def test_tenants_who_are_idle_give_way() -> None:
 def test_a_tally_is_counted_once() -> None:
     counters = Counters()
     counters.tally("t", Price(per_call=1.0)).memory[""] = 3 * worth_of(10, 1)
-    counters.hit("t", FREE, "store", "", worth_of(10, 1))
+    counters.hit("t", Price(per_call=1.0), "store", "", worth_of(10, 1))
     for _ in range(2):
         counts = counters.since_start()
         assert (counts["t", "memory"], counts["t", "store"]) == (3, 1)

@@ -57,6 +57,7 @@ VITALS = Vitals(
     flights=5,
     leases=4,
     slots_in_use={"gpt": 2, "local": 0},
+    budgets={"intent": (3.5, 5.0)},
     memory_bytes=1000,
     memory_entries=2,
     memory_evictions=6,

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from askonce_queue.embedded import EmbeddedStore
 from askonce_queue.job import source_tag
@@ -19,6 +20,7 @@ from askonce_worker.config import (
     AnthropicModelConfig,
     ApiModelConfig,
     BatchConfig,
+    HitLogConfig,
     PriceConfig,
     PythonModelConfig,
     Settings,
@@ -27,6 +29,7 @@ from askonce_worker.config import (
 from askonce_worker.models.anthropic import AnthropicMessages
 from askonce_worker.models.batching import BatchedModel, ManyModel
 from askonce_worker.models.chat import ChatCompletions
+from askonce_worker.models.fresh_key import FreshKey
 from askonce_worker.models.http_many import HttpManyModel, ManyDialect
 from askonce_worker.models.http_model import Dialect, HttpModel
 from askonce_worker.models.moderations import Moderations
@@ -36,6 +39,7 @@ from askonce_worker.models.python import PythonModel, load_call
 from askonce_worker.models.python_many import PythonManyModel
 from askonce_worker.models.responses import Responses
 from askonce_worker.models.retry import RetryPolicy
+from askonce_worker.observe.budget import Budget
 from askonce_worker.observe.money import Price
 from askonce_worker.tasks import Backend, Task
 
@@ -90,11 +94,11 @@ def build_model(settings: Settings, name: str, session: aiohttp.ClientSession) -
         if config.batch is not None:
             return batched(PythonManyModel(call, name=name, **bounds), config.batch)
         return PythonModel(call, name=name, **bounds)
-    settings.api_key(name)  # a key that is missing is found at the start, not at the first miss
     connection: dict[str, Any] = {
         "base_url": config.base_url,
         "model": config.model,
-        "api_key": lambda: settings.api_key(name),
+        # A key that is missing is found at the start, not at the first miss.
+        "api_key": FreshKey(lambda: settings.api_key(name)),
         "timeout_s": config.timeout_s,
     }
     if config.batch is not None:
@@ -128,10 +132,10 @@ DIALECTS: dict[str, Dialect] = {
 
 
 def build_tasks(settings: Settings, backends: dict[str, Backend]) -> dict[str, Task]:
-    """Compile every task."""
+    """Compile every task, and its fallback."""
     sources = build_sources(settings)
     return {
-        name: build_task(settings, name, config, backends[config.model], sources)
+        name: build_task(settings, name, config, backends, sources)
         for name, config in settings.tasks.items()
     }
 
@@ -142,12 +146,22 @@ def build_sources(settings: Settings) -> Sources:
 
 
 def build_task(
-    settings: Settings, name: str, config: TaskConfig, backend: Backend, sources: Sources
+    settings: Settings,
+    name: str,
+    config: TaskConfig,
+    backends: dict[str, Backend],
+    sources: Sources,
+    budget: Budget | None = None,
 ) -> Task:
-    """Compile one task: its prompt, its share of the cache key, its cache policy, its sources."""
+    """Compile one task: its prompt, its share of the cache key, its cache policy, its sources.
+
+    Its fallback is the same task with another model, and has its budget.
+    """
+    budget = budget or build_budget(settings, name, config)
+    fallback = fallback_of(config)
     return Task(
         name,
-        backend=backend,
+        backend=backends[config.model],
         prompt=build_prompt(config),
         key_maker=KeyMaker(digest_of(settings, config), shared=config.shared),
         normalize=normalizer(config.normalize),
@@ -159,7 +173,31 @@ def build_task(
         price=build_price(settings.models[config.model].price),
         tags=sources.close(map(source_tag, config.cache.sources)),
         hit_log=config.hit_log,
+        budget=budget,
+        fallback=(
+            build_task(settings, name, fallback, backends, sources, budget) if fallback else None
+        ),
     )
+
+
+def fallback_of(config: TaskConfig) -> TaskConfig | None:
+    """A task as its fallback model sees it; None if it has none. Its hits are neither logged nor
+    checked: nobody should judge the first model by them.
+    """
+    if config.fallback is None:
+        return None
+    cache = msgspec.structs.replace(config.cache, verify_share=0.0, max_disagreement=None)
+    return msgspec.structs.replace(
+        config, model=config.fallback, fallback=None, cache=cache, hit_log=HitLogConfig(share=0.0)
+    )
+
+
+def build_budget(settings: Settings, name: str, config: TaskConfig) -> Budget | None:
+    """What a task may spend a day; None: as much as it likes."""
+    per_day = config.budget.per_day
+    if per_day is None:
+        return None
+    return Budget(name, per_day, warn_at=config.budget.warn_at, currency=settings.costs.currency)
 
 
 def build_prompt(config: TaskConfig) -> Prompt:

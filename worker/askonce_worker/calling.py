@@ -87,6 +87,10 @@ class CallAsk:
         """See `Ask.question`."""
         return self._question
 
+    def key_for(self, task: Task) -> bytes:
+        """See `Ask.key_for`."""
+        raise AssertionError(f"a caller's function has no fallback: {task.name}")
+
     def may_defer(self) -> bool:
         """See `Ask.may_defer`: never."""
         return False

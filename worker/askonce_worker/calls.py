@@ -34,7 +34,7 @@ log = structlog.get_logger("askonce.calls")
 
 
 class Call(NamedTuple):
-    """One call of a model, why it is made, and which tenant pays.
+    """One call of a model, why it is made, and which tenant and lane pay: the first asker's.
 
     `granted_until`: its lease's first end, if any. `apart`: it shares no request with others,
     because it may be what made an earlier one fail.
@@ -48,6 +48,7 @@ class Call(NamedTuple):
     began: float
     granted_until: float
     payer: str
+    lane: str
     apart: bool = False
 
     @classmethod
@@ -62,16 +63,30 @@ class Call(NamedTuple):
             flight.began,
             flight.granted_until,
             flight.asks[0].tenant if flight.asks else "",
+            flight.asks[0].lane if flight.asks else "",
             apart,
         )
 
 
+class OverBudget(Rejection):
+    """The task has spent what it may spend today. Of the question that says nothing."""
+
+    @classmethod
+    def of(cls, task: Task) -> OverBudget:
+        """For a task that is over its budget."""
+        return cls("budget_exceeded", task.budget.refusal if task.budget is not None else "")
+
+
 class NewAnswer(NamedTuple):
-    """An answer that can be replied and kept: encoded both ways, before anybody relies on it."""
+    """An answer that can be replied and kept: encoded both ways, before anybody relies on it.
+
+    `cost_nano`: what its call cost, in billionths.
+    """
 
     answer: Answer
     json: msgspec.Raw
     body: bytes
+    cost_nano: int
 
 
 class Calls:
@@ -111,6 +126,9 @@ class Calls:
                 return
             try:
                 answer = await self.ask(Call.of(flight, reason, apart=apart))
+            except OverBudget as failure:
+                await self._reject(flight, failure, 0)
+                return
             except Rejection as failure:
                 # A wrong key is no property of the question: it may be mended at any moment.
                 ours = failure.code in {"unauthorized", "quota_exceeded"}
@@ -119,7 +137,8 @@ class Calls:
                 await self._reject(flight, failure, remember_s)
                 return
             except TransientFailure as failure:
-                if flight.attempt >= flight.task.retry.max_attempts:
+                given_up = flight.task.fallback is not None and flight.task.backend.down
+                if given_up or flight.attempt >= flight.task.retry.max_attempts:
                     await self._reject(flight, failure, flight.task.remember_exhausted_s)
                     return
                 delay_s = flight.task.retry.delay_s(
@@ -138,8 +157,13 @@ class Calls:
     async def ask(self, call: Call) -> NewAnswer:
         """Ask a model once, counted and logged. Raises `ModelFailure`."""
         task, reason = call.task, call.reason
+        if task.over_budget:
+            raise OverBudget.of(task)
         self._counters.count(task.name, "model_calls")
         self._counters.count(task.name, f"calls_{reason}")
+        if call.lane:
+            self._counters.count(task.name, f"lane_{call.lane}_calls")
+        cost_nano = 0
         # Before the call: a worker that dies in it has still said why it was made.
         log.debug(
             "model call",
@@ -181,16 +205,27 @@ class Calls:
             task.backend.ended(outcome)
             if part.requests:
                 self._counters.count(task.name, "model_requests", part.requests)
-            self._counters.paid(task.name, task.price, call.payer, calls=part.share)
+            cost_nano += self._paid(call, calls=part.share)
         if answer.usage is not None:
             tokens = (answer.usage.input_tokens, answer.usage.output_tokens)
-            self._counters.paid(task.name, task.price, call.payer, calls=0, tokens=tokens)
+            cost_nano += self._paid(call, calls=0, tokens=tokens)
         try:
-            return NewAnswer(answer, encode_json(answer), encode_body(answer))
+            return NewAnswer(answer, encode_json(answer), encode_body(answer), cost_nano)
         except (ValueError, TypeError, OverflowError, msgspec.MsgspecError) as error:
             self._counters.count(task.name, "failures_unparsable")
             not_json = TypeError(f"the answer is not JSON: {error}")
             raise Rejection("unparsable", str(not_json)) from not_json
+
+    def _paid(self, call: Call, *, calls: float, tokens: tuple[int, int] = (0, 0)) -> int:
+        """Count what a call cost, for its task, tenant and lane; return that, in billionths."""
+        task = call.task
+        self._counters.paid(
+            task.name, task.price, call.payer, lane=call.lane, calls=calls, tokens=tokens
+        )
+        cost_nano = task.price.nano(calls, *tokens)
+        if task.budget is not None:
+            task.budget.spend(cost_nano)
+        return cost_nano
 
     async def _may_try_again(self, flight: Flight, *, alone: bool) -> bool:
         """Count the next attempt where everyone can see it; False when the lease was lost."""
@@ -223,7 +258,13 @@ class Calls:
             flight.token, flight.taken_over = None, False
             self._ask_again(flight)
             return
-        end = FlightEnd.REJECTED if isinstance(failure, Rejection) else FlightEnd.EXHAUSTED
+        match failure:
+            case OverBudget():
+                end = FlightEnd.OVER_BUDGET
+            case Rejection():
+                end = FlightEnd.REJECTED
+            case _:
+                end = FlightEnd.EXHAUSTED
         cause = failure.__cause__ if isinstance(failure.__cause__, Exception) else failure
         self._landing.fail(flight, error, end, cause)
 

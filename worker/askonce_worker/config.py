@@ -19,6 +19,7 @@ from askonce_worker.config_schema import (
     AnthropicModelConfig,
     ApiModelConfig,
     BatchConfig,
+    BudgetConfig,
     CacheConfig,
     CostsConfig,
     EmbeddedConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "AnthropicModelConfig",
     "ApiModelConfig",
     "BatchConfig",
+    "BudgetConfig",
     "CacheConfig",
     "CostsConfig",
     "EmbeddedConfig",
@@ -81,7 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def api_key(self, model_name: str) -> str | None:
         """The API key of a model; None if it needs none. Raises `ConfigError` if it is not there.
 
-        An environment variable is looked up here and not on loading: producers need no keys.
+        It is looked up here and not on loading: producers and operators need no keys.
         """
         model, key = self.models[model_name], f"models.{model_name}"
         if isinstance(model, PythonModelConfig):
@@ -114,7 +116,7 @@ def load_settings(path: Path) -> Settings:
         embedded=source.section(EmbeddedConfig, "embedded"),
         models=models,
         tasks={
-            name: _task(source, table, f"tasks.{name}", list(models), sources)
+            name: _task(source, table, f"tasks.{name}", models, sources)
             for name, table in _named(source, "tasks")
         },
         sources=sources,
@@ -130,9 +132,10 @@ def _store(source: ConfigFile) -> StoreConfig:
     for option in FILE_OPTIONS:
         name = getattr(store, option)
         if name is not None:
-            path = source.folder / Path(name).expanduser()
+            path = source.path_of(name, f"redis.{option}")
             if not path.is_file():
-                raise source.error(f"redis.{option}", f"expected a file, found none at {name}")
+                at = "" if "password" in option else f" at {name}"  # it may be the password itself
+                raise source.error(f"redis.{option}", f"expected a file, found none{at}")
             files[option] = str(path)
     return msgspec.structs.replace(store, **files)
 
@@ -155,10 +158,7 @@ def _model(source: ConfigFile, table: Table, key: str) -> ModelConfig:
         kinds = ", ".join(repr(known) for known in MODEL_KINDS)
         got = "nothing" if kind is None else repr(kind)
         raise source.error(f"{key}.kind", f"expected one of {kinds}, got {got}")
-    model = source.convert(table, MODEL_KINDS[kind], key)
-    if isinstance(model, ApiModelConfig) and model.api_key_file is not None:
-        _key_in_file(source, model.api_key_file, f"{key}.api_key_file")
-    return model
+    return source.convert(table, MODEL_KINDS[kind], key)
 
 
 def _sources(source: ConfigFile) -> dict[str, SourceConfig]:
@@ -188,15 +188,22 @@ def _task(
     source: ConfigFile,
     table: Table,
     key: str,
-    models: list[str],
+    models: dict[str, ModelConfig],
     sources: dict[str, SourceConfig],
 ) -> TaskConfig:
     task = source.convert(table, TaskConfig, key)
     _check_sources(source, task.cache.sources, sources, f"{key}.cache.sources")
-    if task.model not in models:
+    for field, model in (("model", task.model), ("fallback", task.fallback)):
+        if model is not None and model not in models:
+            raise source.error(
+                f"{key}.{field}", f"no [models.{model}] in this file{did_you_mean(model, models)}"
+            )
+    if task.fallback == task.model:
+        raise source.error(f"{key}.fallback", f"expected another model than {task.model!r}")
+    if task.budget.per_day is not None and models[task.model].price == PriceConfig():
         raise source.error(
-            f"{key}.model",
-            f"no [models.{task.model}] in this file{did_you_mean(task.model, models)}",
+            f"{key}.budget.per_day",
+            f"expected a [models.{task.model}.price]: without one nothing is ever spent",
         )
     if task.temperature != 0 and "cacheable" not in table.get("cache", {}):
         raise source.error(
@@ -211,7 +218,17 @@ def _task(
 
 
 def _key_in_file(source: ConfigFile, name: str, key: str) -> str:
-    secret = source.read_text(name, key).strip()
+    """The key in a file. What is told of one that cannot be read does not quote its name: it may be
+    the key itself, in the wrong place.
+    """
+    path = source.path_of(name, key)
+    try:
+        secret = path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        raise source.error(key, "expected a readable UTF-8 file: it has other bytes") from None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "no path has such characters"
+        raise source.error(key, f"expected a readable UTF-8 file: {why}") from None
     if not secret:
         raise source.error(key, "expected a file with a key, got an empty one")
     return secret

@@ -205,6 +205,18 @@ class HitLogConfig(msgspec.Struct, frozen=True):
     """Whether it says whose question it was."""
 
 
+class BudgetConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`[tasks.NAME.budget]`: what calls for one task may cost a day, in the currency of `[costs]`.
+
+    A day begins at 0:00 UTC, by the store's clock.
+    """
+
+    per_day: Annotated[float, Meta(gt=0, le=1e6)] | None = None
+    """Past it no model is asked any more; answers that are known are still served. None: no end."""
+    warn_at: Annotated[float, Meta(gt=0, le=1)] = 0.8
+    """The share of it from which on a warning is given."""
+
+
 class TaskConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`[tasks.NAME]`: one classification."""
 
@@ -225,6 +237,9 @@ class TaskConfig(msgspec.Struct, frozen=True, kw_only=True):
     shared: bool = False
     """Whether tenants share answers."""
     hit_log: HitLogConfig = HitLogConfig()
+    fallback: str | None = None
+    """The model that is asked while `model` is unavailable; its answers are kept apart."""
+    budget: BudgetConfig = BudgetConfig()
 
     def __post_init__(self) -> None:
         if self.system is not None and self.system_file is not None:

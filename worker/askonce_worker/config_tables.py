@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 import typing
@@ -27,6 +28,10 @@ Struct = TypeVar("Struct", bound=msgspec.Struct)
 
 _OWN_FAULT = re.compile(r"(?P<field>[a-z_]+): (?P<what>expected .*)", re.DOTALL)
 """What `__post_init__` of a table's struct raises: the field is part of the message."""
+
+
+CREDENTIALS = "$CREDENTIALS_DIRECTORY/"
+"""What paths of files begin with that systemd hands to a service (systemd.exec(5), Credentials)."""
 
 
 class ConfigFile:
@@ -81,10 +86,25 @@ class ConfigFile:
                     f"known keys: {', '.join(known)}",
                 )
 
+    def path_of(self, name: str, key: str) -> Path:
+        """Where a file is that is named in the configuration: relative to it, or a credential that
+        systemd hands to its service. Raises `ConfigError` outside of such a service.
+        """
+        if not name.startswith(CREDENTIALS):
+            return self.folder / Path(name).expanduser()
+        folder = os.environ.get("CREDENTIALS_DIRECTORY")
+        if not folder:
+            raise self.error(
+                key,
+                "expected CREDENTIALS_DIRECTORY to be set, as it is in a service of systemd with "
+                "LoadCredential=",
+            )
+        return Path(folder, name.removeprefix(CREDENTIALS))
+
     def read_text(self, name: str, key: str) -> str:
         """The text of a file named in the configuration, relative to it. Raises `ConfigError`."""
         try:
-            return (self.folder / name).read_text(encoding="utf-8")
+            return self.path_of(name, key).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise self.error(key, f"expected a readable UTF-8 file: {error}") from error
 

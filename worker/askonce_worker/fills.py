@@ -194,6 +194,7 @@ class Fills:
             fresh_until=now + finished.lifetime.fresh_ms / 1000,
             created_ms=created_ms,
             unread=end is FlightEnd.FILLED,
+            cost_nano=finished.new.cost_nano,
         )
         self._landing.answer(flight, entry, end, keep=valid)
 

@@ -49,6 +49,10 @@ class FlightEnd(enum.Enum):
     """The model has no room, and too many wait already: the jobs wait in the store."""
     EXPIRED = "expired"
     """The deadlines of all who waited passed before the model was asked, or asked again."""
+    OVER_BUDGET = "over_budget"
+    """The task has spent what it may spend today."""
+    REDIRECTED = "redirected"
+    """The model is unavailable; those who waited wait for the task's fallback instead."""
     NO_STORE = "no_store"
     """The store could not be asked, and the task does not wait for it."""
 
@@ -101,6 +105,10 @@ class Ask(Protocol):
 
     def question(self) -> Question:
         """What the model is asked, normalised."""
+        ...
+
+    def key_for(self, task: Task) -> bytes:
+        """The key of the same question under another task."""
         ...
 
     def may_defer(self) -> bool:
@@ -306,6 +314,11 @@ class Flight:
             (checked if known and will_do else late).append(ask)
         self.asks = checked
         return late
+
+    @property
+    def goes_elsewhere(self) -> bool:
+        """Whether its model is down, and another one may be asked instead."""
+        return self.task.fallback is not None and self.task.backend.down
 
     def may_defer(self) -> bool:
         """Whether everyone who waits should rather come again later."""

@@ -11,6 +11,7 @@ from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.memory import MemoryTier
 from askonce_worker.cache.stamps import Stamps
 from askonce_worker.clock import Clock
+from askonce_worker.fallback import UNAVAILABLE, Redirected
 from askonce_worker.flights import Ask, Flight, FlightEnd, Flights, HitWatcher, SeenHit
 from askonce_worker.observe.counters import Counters
 
@@ -22,7 +23,7 @@ log = structlog.get_logger("askonce.landing")
 
 
 class Landing:
-    """Ends flights, once each."""
+    """Ends flights, once each. `resolve` takes those who are to ask another model."""
 
     def __init__(
         self,
@@ -32,6 +33,7 @@ class Landing:
         counters: Counters,
         stamps: Stamps,
         watchers: Sequence[HitWatcher],
+        resolve: Callable[[Sequence[Ask]], None],
     ) -> None:
         self._flights = flights
         self._memory = memory
@@ -39,6 +41,7 @@ class Landing:
         self._counters = counters
         self._stamps = stamps
         self._watchers = watchers
+        self._resolve = resolve
 
     def hit(self, flight: Flight, entry: Entry) -> None:
         """The store has the answer: at the first look (`store`) or from another leader."""
@@ -93,15 +96,43 @@ class Landing:
     def fail(
         self, flight: Flight, error: ErrorInfo, end: FlightEnd, cause: Exception | None = None
     ) -> None:
-        """No answer: everyone who waits is told why, or gets one that may stand in."""
+        """No answer: everyone who waits is told why, or gets one that may stand in.
+
+        That is a stale one or, where the model is to blame, one of the task's fallback.
+        """
         self._end(flight, end)
         spare, now = flight.spare, self._clock.monotonic()
+        elsewhere: list[Ask] = []
         for ask in flight.asks:
             if spare is not None and self._may_stand_in(spare, ask, now):
                 self.serve([ask], spare, "stale", now)
+            elif error.code in UNAVAILABLE and ask.task.fallback is not None:
+                self._counters.count(ask.task.name, "fallbacks")
+                elsewhere.append(Redirected(ask, ask.task.fallback, error))
+            elif _of_others(ask, end):
+                elsewhere.append(ask)
             else:
                 self._counters.count(flight.task.name, "errors")
                 ask.failed(error, cause)
+        if elsewhere:
+            self._resolve(elsewhere)
+
+    def turn_away(self, flight: Flight) -> bool:
+        """End a flight that would have to ask its model, if that may not or need not be asked."""
+        task = flight.task
+        if task.budget is not None and task.budget.exceeded:
+            error = ErrorInfo("budget_exceeded", task.budget.refusal)
+            self.fail(flight, error, FlightEnd.OVER_BUDGET)
+            return True
+        if flight.goes_elsewhere:
+            self.redirect(flight)
+            return True
+        return False
+
+    def redirect(self, flight: Flight) -> None:
+        """Those who wait for a model that is down get a stale answer, or wait for the fallback."""
+        down = f"model {flight.task.backend.name!r} is down"
+        self.fail(flight, ErrorInfo("unavailable", down), FlightEnd.REDIRECTED)
 
     def _may_stand_in(self, spare: Entry, ask: Ask, now: float) -> bool:
         """Whether a stale answer may be served instead of an error.
@@ -173,3 +204,10 @@ class Landing:
     def _keep(self, flight: Flight, entry: Entry) -> None:
         until = min(entry.kept, entry.born + flight.task.policy.max_age_s)
         self._memory.put(flight.key, entry, entry.size_bytes, until)
+
+
+def _of_others(ask: Ask, end: FlightEnd) -> bool:
+    """Whether a flight of another task, which asks the same, ended for a reason of that task's."""
+    if end is FlightEnd.OVER_BUDGET:
+        return not ask.task.over_budget
+    return end is FlightEnd.REDIRECTED and ask.task.fallback is None

@@ -77,7 +77,13 @@ class Resolver:
         self.watchers: list[HitWatcher] = []
         """Who is told of the hits of tasks that are watched."""
         self._landing = landing = Landing(
-            self.flights, self.memory, clock, self.counters, self.stamps, self.watchers
+            self.flights,
+            self.memory,
+            clock,
+            self.counters,
+            self.stamps,
+            self.watchers,
+            self.resolve,
         )
         self._fills = Fills(self._tier, clock, rng, self.leases, landing, shards)
         self._room = WaitingRoom(

@@ -11,6 +11,7 @@ that waits has its share of the slots, whatever comes in the other lane.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
 from askonce_queue.queue_scripts import LANES
 from askonce_worker.config import LaneWeights
@@ -65,8 +66,11 @@ class SlotQueue:
         """What to sort by when slots are given out: whose turn has come, then the urgent ones."""
         return flight not in self.chosen, flight.bulk
 
+    def __iter__(self) -> Iterator[Flight]:
+        return (one for lane in LANES for one in self._flights[lane] if _waits(one, lane))
+
     def __bool__(self) -> bool:
-        return any(_waits(flight, lane) for lane in LANES for flight in self._flights[lane])
+        return any(True for _ in self)
 
     def _forget_dead(self, lane: str) -> None:
         """Drop those in front that wait no more, and where there may be many, all."""

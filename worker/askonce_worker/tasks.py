@@ -14,6 +14,7 @@ from askonce_worker.config import HitLogConfig
 from askonce_worker.models.batching import BatchedModel, Part
 from askonce_worker.models.protocol import Model, ModelFailure, Prompt, Question
 from askonce_worker.models.retry import RetryPolicy
+from askonce_worker.observe.budget import Budget
 from askonce_worker.observe.money import FREE, Price
 
 WithoutStore = Literal["wait", "call", "raise"]
@@ -121,12 +122,16 @@ class Task:
     all its answers, beside its own. `watched`: somebody wants to be told of all its hits; `noted`:
     of those whose keys begin with one of these bytes (`hits/log.py`). `hit_log`: which of them
     people get to see; None: none. `kept_out` says of the text of an input that a rule keeps it
-    from the cache; it is None as long as the task has no rules. `price`: of a call.
+    from the cache; it is None as long as the task has no rules. `price`: of a call. `budget`:
+    what calls may cost a day. `fallback`: the same task with another model, for while this one is
+    unavailable.
     """
 
     __slots__ = (
         "backend",
+        "budget",
         "cacheable",
+        "fallback",
         "hit_log",
         "kept_out",
         "key_maker",
@@ -167,6 +172,8 @@ class Task:
         tags: Sequence[str] = (),
         watched: bool = False,
         price: Price = FREE,
+        budget: Budget | None = None,
+        fallback: Task | None = None,
         hit_log: HitLogConfig | None = None,
     ) -> None:
         self.name = name
@@ -186,10 +193,17 @@ class Task:
         self.remember_exhausted_s = remember_exhausted_s
         self.without_store: WithoutStore = without_store
         self.price = price
+        self.budget = budget
+        self.fallback = fallback
         self.hit_log = hit_log if hit_log is not None and hit_log.share > 0 else None
         self.watched = watched or policy.verify_share > 0
         self.noted: frozenset[int] = frozenset()
         self.kept_out: Callable[[str], bool] | None = None
+
+    @property
+    def over_budget(self) -> bool:
+        """Whether its questions may lead to no more calls today."""
+        return self.budget is not None and self.budget.exceeded
 
     def follow(self, policy: Policy) -> None:
         """Go by a policy from now on. What memory keeps by the old one is its owner's to drop."""

@@ -93,6 +93,8 @@ class WaitingRoom:
 
     def enter_alone(self, flight: Flight) -> None:
         """Let a flight that shares nothing (not cacheable) take off as soon as a slot is free."""
+        if self._landing.turn_away(flight):
+            return
         backend = flight.task.backend
         if self._spare_slots(backend) > 0:
             self._take_off_alone(flight)
@@ -139,6 +141,8 @@ class WaitingRoom:
         backend.in_flight -= 1
         if self._spare_slots(backend) > 0:
             self._wake_next(backend)
+        elif backend.down:
+            self._turn_away(backend)
 
     def opened(self, backend: Backend) -> None:
         """A limit of a model has opened: as many are served as there is room for."""
@@ -156,6 +160,8 @@ class WaitingRoom:
         queue = self._for_slot[backend.name]
         while (flight := queue.pop()) is not None:
             if flight.waits_alone:
+                if self._landing.turn_away(flight):
+                    continue  # that leaves the slot to the next
                 self._take_off_alone(flight)
                 return True
             queue.chosen.add(flight)
@@ -163,6 +169,12 @@ class WaitingRoom:
             if flight in queue.chosen:  # else its shard is silent
                 return True
         return False
+
+    def _turn_away(self, backend: Backend) -> None:
+        """Let nobody wait alone for a model that is down, if there is another."""
+        for flight in list(self._for_slot[backend.name]):
+            if flight.waits_alone:
+                self._landing.turn_away(flight)
 
     async def run(self, shard: int) -> None:
         """Ask about what is due, for ever; what comes while one batch is asked is the next."""
@@ -185,12 +197,12 @@ class WaitingRoom:
         self._queues[flight.shard].put_later(flight, due)
 
     async def _ask(self, shard: int, due: list[Flight]) -> None:
-        groups: defaultdict[str, list[Flight]] = defaultdict(list)
+        groups: defaultdict[tuple[str, bool], list[Flight]] = defaultdict(list)
         for flight in due:
-            groups[flight.task.backend.name].append(flight)
+            groups[flight.task.backend.name, flight.task.over_budget].append(flight)
         parts = [
             flights[start : start + BATCH]
-            for name, group in groups.items()
+            for (name, _), group in groups.items()
             for flights in [sorted(group, key=self._for_slot[name].rank)]
             for start in range(0, len(flights), BATCH)
         ]
@@ -271,12 +283,16 @@ class WaitingRoom:
                     self._landing.fail(flight, error, FlightEnd.NO_STORE, outage)
 
     def _batch(self, flights: list[Flight]) -> Batch:
-        """Reserve the slots and describe the look-up of flights of one shard and one model."""
+        """Reserve the slots and describe the look-up of flights of one shard and one model.
+
+        All of them are of tasks over their budget, or none: those need no slots.
+        """
         backend = flights[0].task.backend
         for flight in flights:
             flight.looked_up = len(flight.asks)
         self._for_slot[backend.name].chosen.difference_update(flights)
-        reserved = min(max(0, self._spare_slots(backend)), len(flights))
+        room = 0 if flights[0].task.over_budget else max(0, self._spare_slots(backend))
+        reserved = min(room, len(flights))
         backend.in_flight += reserved
         return Batch(
             flights[0].shard,
@@ -301,9 +317,9 @@ class WaitingRoom:
                 error = ErrorInfo("not_cached", "only_if_cached, and no stored answer will do")
                 self._landing.fail(flight, error, FlightEnd.NOT_CACHED)
             case Busy(token):
-                flight.note_busy(token, self._clock.monotonic())
-                self._ask_later(flight, LONGEST_BACKOFF_S)
-            case Free():
+                self._wait_for_leader(flight, token)
+            case Free(spare):
+                flight.spare = spare
                 self._wait_for_slot(flight)
             case Rejected(error, spare):
                 flight.spare = spare
@@ -323,7 +339,16 @@ class WaitingRoom:
             flight.asks = late
         self._take_off(flight)
 
+    def _wait_for_leader(self, flight: Flight, token: bytes) -> None:
+        if flight.goes_elsewhere and not flight.wants_spare:  # whether there is one, the end tells
+            self._landing.redirect(flight)
+            return
+        flight.note_busy(token, self._clock.monotonic())
+        self._ask_later(flight, LONGEST_BACKOFF_S)
+
     def _wait_for_slot(self, flight: Flight) -> None:
+        if self._landing.turn_away(flight):
+            return
         if flight.may_defer():
             self._landing.defer(flight)
             return

@@ -81,6 +81,10 @@ class CallerAsk:
         """Wait for the answer. Raises `WrongReplyError` when there is none."""
         return await self._label
 
+    def key_for(self, task: Task) -> bytes:
+        """The key of the same text under another task."""
+        return task.key_maker.text_key(self._text)
+
     def may_defer(self) -> bool:
         """Callers wait where they are."""
         return False

@@ -22,7 +22,7 @@ from askonce_queue.shards import shard_tags
 KNOWN_KEYS = re.compile(
     rb"askonce:meta"
     rb"|(jobs|due|ids|owed|reply|beat|solo|dead|clients|a|stamp|last|lease|tries|memory|stats|windows?"
-    rb"|hits|reviews|rules)"
+    rb"|budgets|hits|reviews|rules)"
     rb":\{\d+\}(:.*)?",
     re.DOTALL,
 )

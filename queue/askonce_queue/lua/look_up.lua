@@ -14,7 +14,7 @@
 --   L   lease: L, built (double), attempt (byte), 1 if taken over from a dead leader (byte)
 --   X   the same with an entry after it that is not what was asked for: it may stand in for an error
 --   B   busy: B, the token of the leader
---   F   free, but not granted
+--   F   free, but not granted; after it an entry that may stand in for an error, if there is one
 --   R   rejected: R, the remembered error (JSON)
 --   E   the same with an entry that may stand in: E, bytes of the error (u32), error, entry
 --   U   uncacheable, remembered briefly
@@ -119,7 +119,7 @@ for from = 1, #absent, 1000 do
         end
       end
     end
-    if demand[1] or not result and grants <= 0 then result = 'F' end
+    if demand[1] or not result and grants <= 0 then result = 'F' .. (spare[i] or '') end
     if not result or result == 'own' then
       if not result then
         granted[#granted + 1] = digest

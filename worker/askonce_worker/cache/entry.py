@@ -54,13 +54,15 @@ class Entry:
     `born` is the monotonic time of its creation, so that its age needs no server.
     `kept` is the monotonic time until which the memory tier may serve it, `fresh_until` that until
     which it is fresh. `created_ms` is the server's time of its creation; `unread`: nobody has been
-    served from it yet, as far as we know.
+    served from it yet, as far as we know. `cost_nano` is what the call cost that has just made it,
+    in billionths; 0 for one that was there.
     """
 
     __slots__ = (
         "answer",
         "born",
         "built",
+        "cost_nano",
         "created_ms",
         "fresh_until",
         "json",
@@ -84,6 +86,7 @@ class Entry:
         fresh_until: float,
         created_ms: float = 0.0,
         unread: bool = False,
+        cost_nano: int = 0,
     ) -> None:
         self.answer = answer
         self.json = json
@@ -95,6 +98,7 @@ class Entry:
         self.fresh_until = fresh_until
         self.created_ms = created_ms
         self.unread = unread
+        self.cost_nano = cost_nano
         usage = answer.usage
         self.worth = worth_of(usage.input_tokens, usage.output_tokens) if usage else ONE_HIT
         """What a hit on it saves, packed (see `tally.py`)."""

@@ -66,7 +66,9 @@ class Busy(NamedTuple):
 
 
 class Free(NamedTuple):
-    """Nobody computes it, and we asked for no more leases."""
+    """Nobody computes it, and we asked for no more leases. `spare` may stand in for an error."""
+
+    spare: Entry | None = None
 
 
 class Rejected(NamedTuple):
@@ -195,7 +197,7 @@ class StoreTier:
             case b"B":
                 result = Busy(data[1:])
             case b"F":
-                result = Free()
+                result = Free(reading.entry(data[1:]) if len(data) > 1 else None)
             case b"R":
                 result = Rejected(_error_decoder.decode(data[1:]))
             case b"E":

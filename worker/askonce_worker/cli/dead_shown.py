@@ -73,7 +73,7 @@ def as_json(letter: DeadLetter, now_ms: int) -> str:
             tenant=envelope.tenant,
             tags=envelope.tags,
             enqueued_at=iso(_enqueued_ms(letter)),
-            deadline_at=iso(envelope.deadline_ms or None),
+            deadline_at=iso(_deadline_ms(letter)),
             reply_to=letter.reply_to or None,
             obstacle=letter.obstacle,
             payload=raw,
@@ -121,7 +121,7 @@ def as_page(letter: DeadLetter, now_ms: int) -> Iterator[tuple[str, str]]:
         "reply to": letter.reply_to,
         "lane": letter.lane,
         "enqueued": _local(_enqueued_ms(letter)),
-        "deadline": _local(envelope.deadline_ms or None),
+        "deadline": _local(_deadline_ms(letter)),
         **{f"field {name}": value for name, value in _other_fields(letter).items()},
         "retry": f"not possible: {letter.obstacle}" if letter.obstacle else "possible",
         "payload": f"{len(payload):,} bytes, {kind}" if payload else "none",
@@ -192,10 +192,18 @@ def _other_fields(letter: DeadLetter) -> dict[str, str]:
 
 
 def _enqueued_ms(letter: DeadLetter) -> int | None:
+    if letter.envelope.origin_ms:
+        return letter.envelope.origin_ms  # the entry is newer: the job was deferred
     try:
         return int(letter.entry.partition("-")[0])
     except ValueError:
         return None
+
+
+def _deadline_ms(letter: DeadLetter) -> int | None:
+    """When the deadline passed, Unix ms; None without one."""
+    enqueued, after = _enqueued_ms(letter), letter.envelope.deadline_ms
+    return enqueued + after if enqueued is not None and after else None
 
 
 def _age_s(letter: DeadLetter, now_ms: int) -> float:

@@ -25,11 +25,14 @@ from askonce_queue.pressure import STOP_FILLS_AT, Memory, read_memory
 from askonce_queue.store import Store
 from askonce_worker.build import build_model, open_store
 from askonce_worker.cli import loop
+from askonce_worker.cli.budgets_shown import described, standing
 from askonce_worker.cli.loop import Signals
 from askonce_worker.cli.prompts import volatile_parts
+from askonce_worker.cli.stats import terms_of
 from askonce_worker.config import Settings, load_settings
 from askonce_worker.models.protocol import ModelFailure
 from askonce_worker.observe.log import without_password
+from askonce_worker.observe.totals import FleetReader
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -144,6 +147,24 @@ async def _look_at(store: Store, settings: Settings) -> list[Check]:
         await _held(store, settings.worker.max_memory_share),
         await _shards(store, settings),
         await _latency(store),
+        *await _budgets(store, settings),
+    ]
+
+
+async def _budgets(store: Store, settings: Settings) -> list[Check]:
+    """How each task with a budget stands today. Raises redis-py's errors."""
+    terms = terms_of(settings)
+    if not terms.budgets:
+        return []
+    now_s, _ = await store.send(names.META, "TIME")
+    reader = FleetReader(store, settings.worker.pool, terms)
+    return [
+        Check(
+            f"budget {task}",
+            "ok" if standing(budget) == "ok" else "warn",
+            described(budget, settings.costs.currency),
+        )
+        for task, budget in (await reader.budgets(int(now_s) * 1000)).items()
     ]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from redis.exceptions import RedisError
 
 from askonce_queue.store import Store
-from askonce_worker.build import digest_of
+from askonce_worker.build import digest_of, fallback_of
 from askonce_worker.cache.invalidation import invalidate
 from askonce_worker.cache.survey import Limits, Progress
 from askonce_worker.cache.tags import version_tag
@@ -97,6 +97,7 @@ async def _purge(options: Options, settings: Settings, store: Store) -> int:
     current = {
         name: version_tag(digest_of(settings, config)) for name, config in settings.tasks.items()
     }
+    fallbacks = [fallback for one in settings.tasks.values() if (fallback := fallback_of(one))]
     tasks, globs = tasks_of(options.chosen, settings, force=options.force)
     if globs:
         raise Failed("--old-versions takes no pattern with --force: name the tasks that are gone")
@@ -105,7 +106,10 @@ async def _purge(options: Options, settings: Settings, store: Store) -> int:
         tally = await purge_old_versions(
             store,
             {name: current.get(name) for name in chosen},
-            current=list(current.values()),
+            current=[
+                *current.values(),
+                *(version_tag(digest_of(settings, fallback)) for fallback in fallbacks),
+            ],
             limits=options.limits,
             dry_run=options.dry_run,
             progress=walked,

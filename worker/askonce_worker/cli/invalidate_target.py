@@ -96,7 +96,9 @@ def tasks_of(chosen: Chosen, settings: Settings, *, force: bool) -> tuple[list[s
                 )
             names += matching
     for model in chosen.models:
-        using = [name for name, task in settings.tasks.items() if task.model == model]
+        using = [
+            name for name, task in settings.tasks.items() if model in {task.model, task.fallback}
+        ]
         if not using:
             what = "uses" if model in settings.models else "is configured for"
             raise Failed(

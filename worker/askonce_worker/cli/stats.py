@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from askonce_worker.cli import loop
+from askonce_worker.cli.budgets_shown import budgets
 from askonce_worker.cli.loop import Failed, Signals
 from askonce_worker.cli.opened import opened
 from askonce_worker.cli.stats_checks import ChecksReader, Everything, checks, reviews
@@ -31,6 +32,7 @@ SECTIONS: tuple[tuple[Section, ...], ...] = (
     (verdict,),
     (checks, reviews),
     (tasks, accounts),
+    (budgets,),
     (now,),
 )
 """What is shown, from top to bottom; side by side where there is room.
@@ -104,6 +106,11 @@ def terms_of(settings: Settings) -> Terms:
         lives_s={name: _life_s(task) for name, task in settings.tasks.items()},
         store_per_hour=settings.costs.store_per_hour,
         currency=settings.costs.currency,
+        budgets={
+            name: (per_day, task.budget.warn_at)
+            for name, task in settings.tasks.items()
+            if (per_day := task.budget.per_day) is not None
+        },
     )
 
 

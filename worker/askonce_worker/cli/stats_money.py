@@ -56,7 +56,9 @@ def accounts(view: View) -> RenderableType | None:
     tasks = view.tasks() if view.task is None else {}
     priced = {name: t for name, t in tasks.items() if t.cost.spent or t.cost.avoided}
     tenants = view.tenants() if view.task is None else {}
-    if len(priced) < 2 and not tenants:  # noqa: PLR2004 -- the one is in the other table
+    lanes = view.total().by_lane
+    # Where there is one only, it is in the other table.
+    if max(len(priced), len(lanes)) <= 1 and not tenants:
         return None
     made = table(
         f"Accounts ({view.state.currency}), {view.since}",
@@ -77,6 +79,9 @@ def accounts(view: View) -> RenderableType | None:
     if len(priced) > 1:
         for name, totals in priced.items():
             row(f"task {name}", totals.answered, totals)
+    if len(lanes) > 1:
+        for name, lane in lanes.items():  # a hit costs the lane nothing, and is counted by task
+            made.add_row(f"lane {name}", "", "", amount(lane.spent))
     for name, tenant in list(tenants.items())[:MOST_ROWS]:
         row(f"tenant {name}", tenant.hits + tenant.misses, tenant)
     if (more := len(tenants) - MOST_ROWS) > 0:

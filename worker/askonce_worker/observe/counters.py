@@ -19,7 +19,7 @@ from askonce_queue import buckets, queue_scripts
 from askonce_queue.scripts import CHUNK
 from askonce_queue.store import Store
 from askonce_worker.clock import Clock, SystemClock
-from askonce_worker.observe.fields import field_of, of_tenant, tenant_in
+from askonce_worker.observe.fields import field_of, of_lane, of_tenant, tenant_in
 from askonce_worker.observe.first_reads import FirstRead, FirstReads
 from askonce_worker.observe.histogram import CALL_BOUNDS_S, Histogram
 from askonce_worker.observe.money import Price
@@ -50,6 +50,8 @@ class Counters:
         self._dated: defaultdict[int, Counts] = defaultdict(Counter)
         """What belongs to another time than that of its flush: server ms → counts."""
         self._tallies: dict[str, Tally] = {}
+        self._other_tallies: dict[tuple[str, Price], Tally] = {}
+        """Of tasks whose answers come from models with different prices."""
         self._tenants = KnownTenants(MOST_TENANTS, buckets.OTHERS)
 
     def count(self, task: str, name: str, amount: int = 1) -> None:
@@ -74,7 +76,9 @@ class Counters:
         tally = self._tallies.get(task)
         if tally is None:
             tally = self._tallies[task] = Tally(price)
-        return tally
+        if tally.price is price or tally.price == price:
+            return tally
+        return self._other_tallies.setdefault((task, price), Tally(price))
 
     def hit(self, task: str, price: Price, source: str, tenant: str, worth: int) -> None:
         """Count one hit that did not come from memory; `worth`: see `tally.py`."""
@@ -90,20 +94,22 @@ class Counters:
         *,
         calls: float,
         tokens: tuple[int, int] = (0, 0),
+        lane: str = "",
     ) -> None:
         """Count what calls for a tenant's ask cost, and their tokens of input and output.
 
         A part of a call, where several questions were asked in one.
         """
-        self._count_all(
-            task,
-            tenant,
-            {
-                "input_tokens": tokens[0],
-                "output_tokens": tokens[1],
-                "spent_nano": price.nano(calls, *tokens),
-            },
-        )
+        amounts = {
+            "input_tokens": tokens[0],
+            "output_tokens": tokens[1],
+            "spent_nano": price.nano(calls, *tokens),
+        }
+        self._count_all(task, tenant, amounts)
+        if lane:
+            for name, amount in amounts.items():
+                if amount:
+                    self.count(task, of_lane(lane, name), amount)
 
     def total(self, name: str) -> int:
         """The sum of a counter over all tasks, in this process."""
@@ -195,7 +201,8 @@ class Counters:
 
     def _gather(self) -> None:
         """Empty the tallies: hits, what they were worth, and whose they were."""
-        for task, tally in self._tallies.items():
+        others = [(task, tally) for (task, _), tally in self._other_tallies.items()]
+        for task, tally in [*self._tallies.items(), *others]:
             for tenant, worth in tally.memory.items():
                 hits, *tokens = unpacked(worth)
                 self.count(task, "memory", hits)

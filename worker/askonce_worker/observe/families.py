@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from askonce_queue.queue_scripts import LANES
 from askonce_worker.observe.money import NANO
 
 
@@ -66,15 +67,8 @@ BY_TASK = (
         _each(
             "flights_",
             *("hit", "filled", "fenced", "merged", "invalidated", "unkept"),
-            *(
-                "unadmitted",
-                "not_cached",
-                "rejected",
-                "exhausted",
-                "deferred",
-                "expired",
-                "no_store",
-            ),
+            *("unadmitted", "not_cached", "rejected", "exhausted", "deferred", "expired"),
+            *("no_store", "over_budget", "redirected"),
         ),
         label="end",
     ),
@@ -165,6 +159,36 @@ BY_TASK = (
         {"spent_nano": ""},
         by=("task", "model"),
         parts=NANO,
+    ),
+    Family(
+        "askonce_lane_calls",
+        "Model calls by the lane whose job was the first to ask, retries included.",
+        {f"lane_{lane}_calls": lane for lane in LANES},
+        label="lane",
+    ),
+    Family(
+        "askonce_lane_tokens_input",
+        "Tokens of input of these calls.",
+        {f"lane_{lane}_input_tokens": lane for lane in LANES},
+        label="lane",
+    ),
+    Family(
+        "askonce_lane_tokens_output",
+        "Tokens of output of these calls.",
+        {f"lane_{lane}_output_tokens": lane for lane in LANES},
+        label="lane",
+    ),
+    Family(
+        "askonce_lane_cost_spent",
+        "What these calls cost, in the currency of the configured prices.",
+        {f"lane_{lane}_spent_nano": lane for lane in LANES},
+        label="lane",
+        parts=NANO,
+    ),
+    Family(
+        "askonce_fallbacks",
+        "Asks that waited for the task's fallback, because its model was unavailable.",
+        {"fallbacks": ""},
     ),
     Family(
         "askonce_cost_avoided",

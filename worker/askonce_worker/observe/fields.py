@@ -23,6 +23,11 @@ def tenant_in(task: str) -> str | None:
     return task[1:] if task.startswith(_TENANT) else None
 
 
+def of_lane(lane: str, name: str) -> str:
+    """The counter of what calls for asks of a lane did."""
+    return f"lane_{lane}_{name}"
+
+
 def field_of(task: str, name: str) -> str:
     """The field under which something is counted in the store."""
     tenant = tenant_in(task)

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 
 import msgspec
 
+from askonce_queue.queue_scripts import LANES
 from askonce_worker.observe.counters import Counts
-from askonce_worker.observe.fields import WORKER, of_tenant, tenant_in
-from askonce_worker.observe.money import Cost, cost_of
+from askonce_worker.observe.fields import WORKER, of_lane, of_tenant, tenant_in
+from askonce_worker.observe.money import NANO, Cost, cost_of
 from askonce_worker.observe.verdict import Verdict, verdict_of
 from askonce_worker.observe.windows import Cohort
 
@@ -27,6 +28,15 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
     output: int
     saved_input: int
     saved_output: int
+
+
+class LaneTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """Calls for which a job of one lane was the first to ask, retries included."""
+
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    spent: float
 
 
 class NeverRead(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +60,8 @@ class TaskTotals(msgspec.Struct, kw_only=True):
     `model_calls` by reason and `failures` by code count calls, retries included. `hit_rate` is the
     share of hits in all answers, `stampede_rate` how many asks waited for somebody else's question
     for each miss; both None without any. `never_read` is only there for windows.
+    `by_lane` are the lanes that led to calls; `fallbacks` counts the asks that waited for the
+    fallback of their task.
     """
 
     hits: dict[str, int]
@@ -66,6 +78,8 @@ class TaskTotals(msgspec.Struct, kw_only=True):
     never_read: NeverRead | None
     tokens: Tokens
     cost: Cost
+    by_lane: dict[str, LaneTotals]
+    fallbacks: int
 
     @property
     def answered(self) -> int:
@@ -143,6 +157,8 @@ def totals_of(
             answered=answered,
             store_per_answer=store_per_answer,
         ),
+        by_lane={lane: _lane(sums, lane) for lane in LANES if sums[of_lane(lane, "calls")]},
+        fallbacks=sums["fallbacks"],
     )
 
 
@@ -188,6 +204,15 @@ def _tokens(sums: Counter[str]) -> Tokens:
         output=sums["output_tokens"],
         saved_input=sums["saved_input_tokens"],
         saved_output=sums["saved_output_tokens"],
+    )
+
+
+def _lane(sums: Counter[str], lane: str) -> LaneTotals:
+    return LaneTotals(
+        calls=sums[of_lane(lane, "calls")],
+        input_tokens=sums[of_lane(lane, "input_tokens")],
+        output_tokens=sums[of_lane(lane, "output_tokens")],
+        spent=sums[of_lane(lane, "spent_nano")] / NANO,
     )
 
 

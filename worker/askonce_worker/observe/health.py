@@ -57,7 +57,8 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker knows of itself at one moment.
 
     `full`: it holds so many jobs that it fetches no more. `paused`: it fetches no more until jobs
-    that may have killed a worker were tried. `slots_in_use` are by model.
+    that may have killed a worker were tried. `slots_in_use` are by model. `budgets`:
+    task → spent today, and what may be spent a day.
     """
 
     consumer: str
@@ -70,6 +71,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     flights: int = 0
     leases: int = 0
     slots_in_use: Mapping[str, int] = {}
+    budgets: Mapping[str, tuple[float, float]] = {}
     memory_bytes: int = 0
     memory_entries: int = 0
     memory_evictions: int = 0

@@ -21,6 +21,7 @@ Style = Literal["console", "json"]
 MASK = "***"
 _SECRET_FIELD = re.compile(r"api_?key|authorization|password|secret", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^\s/@]*:)[^\s/]*(?=@)", re.IGNORECASE)
+_QUERY_PASSWORD = re.compile(r"(?P<before>://\S*[?&]password=)[^\s&]*", re.IGNORECASE)
 
 
 def configure(style: Style, *, level: int = logging.INFO) -> None:
@@ -28,7 +29,12 @@ def configure(style: Style, *, level: int = logging.INFO) -> None:
     renderer: Any = (
         structlog.processors.JSONRenderer(serializer=_json)
         if style == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), sort_keys=False)
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            sort_keys=False,
+            # The usual one shows local variables: keys, and what people have asked.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
     )
     structlog.configure(
         processors=[
@@ -67,7 +73,9 @@ def hand_to_standard_logging() -> None:
 
 def without_password(url: str) -> str:
     """`url`, or a text with URLs in it, with passwords masked."""
-    return _URL_PASSWORD.sub(rf"\g<before>{MASK}", url)
+    for password in (_URL_PASSWORD, _QUERY_PASSWORD):
+        url = password.sub(rf"\g<before>{MASK}", url)
+    return url
 
 
 class _Stderr:

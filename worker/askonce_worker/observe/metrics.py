@@ -55,8 +55,8 @@ class WorkerMetrics(Collector):
             yield self._counted(family, counts, self._models)
         for family in BY_WORKER:
             yield self._counted(family, counts, {WORKER: ""})
-        yield self._call_durations()
         signs, verdict = self._health.signs(), self._health.ready()
+        yield self._call_durations(signs)
         yield from self._of_worker(signs, verdict)
         yield from self._of_process(signs)
         yield from self._of_store()
@@ -76,13 +76,14 @@ class WorkerMetrics(Collector):
                 )
         return metric
 
-    def _call_durations(self) -> HistogramMetricFamily:
+    def _call_durations(self, signs: Signs) -> HistogramMetricFamily:
         metric = HistogramMetricFamily(
             "askonce_model_call_duration_seconds",
             "How long model calls took, failed ones included.",
             labels=["model"],
         )
-        for model in sorted(set(self._models.values())):
+        called = {*self._models.values(), *signs.vitals.slots_in_use}  # fallbacks too
+        for model in sorted(called):
             durations = self._counters.call_durations.get(model) or Histogram(CALL_BOUNDS_S)
             metric.add_metric([model], *_histogram(durations))
         return metric
@@ -123,6 +124,14 @@ class WorkerMetrics(Collector):
         for model, in_use in vitals.slots_in_use.items():
             slots.add_metric([model], in_use)
         yield slots
+        for name, text, part in (
+            ("askonce_budget_spent", "Spent today (UTC) by all workers, as far as known.", 0),
+            ("askonce_budget_per_day", "What may be spent a day, as configured.", 1),
+        ):
+            metric = GaugeMetricFamily(name, text, labels=["task"])
+            for task, budget in vitals.budgets.items():
+                metric.add_metric([task], budget[part])
+            yield metric
 
     def _of_process(self, signs: Signs) -> Iterator[Metric]:
         vitals = signs.vitals

@@ -17,6 +17,7 @@ from askonce_queue.checks import parse_info
 from askonce_queue.queue_scripts import LANES
 from askonce_queue.store import Store
 from askonce_worker.observe.backlog import LaneState, read_shard
+from askonce_worker.observe.budget import read_spent
 from askonce_worker.observe.counters import Counts
 from askonce_worker.observe.fields import WORKER
 from askonce_worker.observe.figures import (
@@ -50,6 +51,15 @@ class WindowState(msgspec.Struct, kw_only=True):
     tenants: dict[str, TenantTotals]
 
 
+class BudgetState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a task may spend a day, and has spent today (UTC); `share` is their ratio."""
+
+    per_day: float
+    warn_at: float
+    spent: float
+    share: float
+
+
 class FleetState(msgspec.Struct, kw_only=True):
     """Everything `askonce stats` shows.
 
@@ -65,6 +75,7 @@ class FleetState(msgspec.Struct, kw_only=True):
     total: TaskTotals
     tasks: dict[str, TaskTotals]
     tenants: dict[str, TenantTotals]
+    budgets: dict[str, BudgetState]
     jobs: dict[str, int]
     lanes: dict[str, LaneState]
     dead_letters: int
@@ -80,12 +91,14 @@ class Terms(NamedTuple):
     """What the configuration knows and the store does not.
 
     `lives_s`: task → how long its answers are kept at most; of others, the longest that any is.
-    `store_per_hour`: what the store costs, if that is known.
+    `store_per_hour`: what the store costs, if that is known. `budgets`: task → what may be spent a
+    day, and the share of it from which on that is said.
     """
 
     lives_s: Mapping[str, float] = {}
     store_per_hour: float | None = None
     currency: str = "USD"
+    budgets: Mapping[str, tuple[float, float]] = {}
 
 
 NO_TERMS = Terms()
@@ -130,6 +143,7 @@ class FleetReader:
             total=totals_of(counts),
             tasks={task: totals_of(own) for task, own in by_task(counts).items()},
             tenants={name: tenant_totals_of(own) for name, own in by_tenant(counts).items()},
+            budgets=await self.budgets(now_ms),
             jobs=by_prefix(worker, "jobs_"),
             lanes=lanes,
             dead_letters=dead_letters,
@@ -140,6 +154,19 @@ class FleetReader:
             store_bytes=_sum(servers, "used_memory"),
             store_max_bytes=_sum(servers, "maxmemory"),
         )
+
+    async def budgets(self, now_ms: float) -> dict[str, BudgetState]:
+        """What was spent on the day of server time `now_ms`. Raises redis-py's errors."""
+        spent = await read_spent(self._store, now_ms)
+        return {
+            task: BudgetState(
+                per_day=per_day,
+                warn_at=warn_at,
+                spent=spent.get(task, 0.0),
+                share=round(spent.get(task, 0.0) / per_day, 4),
+            )
+            for task, (per_day, warn_at) in self._terms.budgets.items()
+        }
 
     async def windows(self, now_ms: float) -> dict[str, WindowState]:
         """The rolling windows that end at server time `now_ms`. Raises redis-py's errors."""

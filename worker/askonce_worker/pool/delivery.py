@@ -14,6 +14,7 @@ from askonce_queue.reply import ErrorInfo, Source, WireReply
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.policy import Control
 from askonce_worker.models.protocol import Question
+from askonce_worker.observe.money import NANO
 from askonce_worker.tasks import Task
 
 
@@ -84,12 +85,18 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
         payload = self.payload
         return Question(self.text, payload.messages, payload.params)
 
+    def key_for(self, task: Task) -> bytes:
+        """The key under another task."""
+        asked = self.payload.cache
+        namespace = asked.namespace if asked is not None else ""
+        return task.key_maker.question_key(self.question(), self.tenant, namespace)
+
     def answered(self, entry: Entry, source: Source, age_s: float) -> None:
         """Reply with an answer."""
-        self.outlet.put(
-            self,
-            WireReply(id=self.job_id, answer=entry.json, source=source, age_s=round(age_s, 3)),
-        )
+        reply = WireReply(id=self.job_id, answer=entry.json, source=source, age_s=round(age_s, 3))
+        if source == "model":
+            reply.cost = entry.cost_nano / NANO
+        self.outlet.put(self, reply)
 
     def may_defer(self) -> bool:
         """Whether this job should rather wait in the store; one that has done so stays."""

@@ -179,6 +179,7 @@ class _ShardSweep:
                 tag, cursor=at["totals"], count=COUNT, most=MOST_TOTALS, others=OTHERS
             ),
             "windows": queue_scripts.sweep_windows(tag, count=COUNT),
+            "budgets": queue_scripts.sweep_budgets(tag, cursor=at["budgets"], count=COUNT),
             "hits": queue_scripts.sweep_hits(tag, self._hit_retain_ms),
         }
 

@@ -15,7 +15,7 @@ import random
 import secrets
 import socket
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import structlog
@@ -33,8 +33,10 @@ from askonce_worker.clock import Clock, SystemClock
 from askonce_worker.config import WorkerConfig
 from askonce_worker.hits.log import HitLog
 from askonce_worker.hits.rulebook import AppliedRules, RuleBook
+from askonce_worker.observe.budget import Budgets
 from askonce_worker.observe.counters import Counters
 from askonce_worker.observe.health import ShardVitals, Vitals
+from askonce_worker.observe.money import NANO
 from askonce_worker.pool.beat import Beat
 from askonce_worker.pool.decode import Decoder
 from askonce_worker.pool.deferred import Deferred
@@ -144,6 +146,9 @@ class Worker:
         if self._hit_log.active:
             self.resolver.watchers.append(self._hit_log.note)
         self._rules = AppliedRules(RuleBook(self._commands), tasks)
+        self.budgets = Budgets(
+            self._commands, (task.budget for task in tasks.values() if task.budget is not None)
+        )
         self._intakes: dict[str, Intake] = {}
 
     def stop(self) -> None:
@@ -176,7 +181,15 @@ class Worker:
             flights=len(self.resolver.flights),
             leases=len(self.resolver.leases),
             slots_in_use={
-                task.backend.name: task.backend.in_flight for task in self._task_table.values()
+                one.backend.name: one.backend.in_flight
+                for task in self._task_table.values()
+                for one in (task, task.fallback)
+                if one is not None
+            },
+            budgets={
+                name: (budget.spent_nano / NANO, budget.per_day)
+                for name, task in self._task_table.items()
+                if (budget := task.budget) is not None
             },
             memory_bytes=memory.size_bytes,
             memory_entries=len(memory),
@@ -203,6 +216,8 @@ class Worker:
             # A shard that is down gets its groups from its intake, when it is back.
             await self._commands.run_many(list(map(queue_scripts.ensure_group, self.lanes)))
             await self._rules.follow()  # before the first job
+            with suppress(RedisError, OSError):  # else it goes by what it spends itself
+                await self.budgets.flush()
             async with self.resolver.running(), anyio.create_task_group() as tasks:
                 intakes = self._start(tasks)
                 log.info("worker started", consumer=self.consumer, shards=len(self._tags))
@@ -262,6 +277,8 @@ class Worker:
         tasks.start_soon(self.counters.flush_forever, self._commands, self._tags[0])
         for shard in range(len(self._tags)):
             tasks.start_soon(self.counters.first_reads.tell_forever, self._commands, shard)
+        if self.budgets:
+            tasks.start_soon(self.budgets.run)
         if self._checks:
             tasks.start_soon(self._checks.run)
         if self._guard:
@@ -357,6 +374,7 @@ class Worker:
             if isinstance(result, Exception):
                 log.warning("the consumer could not be removed: a sweep will", error=str(result))
         await self._hit_log.flush_all()
+        await self.budgets.finish()
         try:
             await self.counters.finish(self._commands)
         except (RedisError, OSError) as error:
