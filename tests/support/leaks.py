@@ -21,7 +21,7 @@ from askonce_queue.scripts import send_sync
 KNOWN_KEYS = re.compile(
     rb"askonce:meta"
     rb"|(jobs|ids|owed|reply|beat|solo|dead|clients|a|stamp|last|lease|tries|memory|stats|windows?"
-    rb"|hits|reviews|rules)"
+    rb"|hits|reviews|rules|quotas?)"
     rb":\{\d+\}(:.*)?",
     re.DOTALL,
 )

@@ -135,6 +135,8 @@ class Calls:
     async def ask(self, call: Call) -> NewAnswer:
         """Ask a model once, counted and logged. Raises `ModelFailure`."""
         task, reason = call.task, call.reason
+        if task.backend.admission is not None:
+            await task.backend.admission.admit()
         self._counters.count(task.name, "model_calls")
         self._counters.count(task.name, f"calls_{reason}")
         # Before the call: a worker that dies in it has still said why it was made.

@@ -179,6 +179,7 @@ class _ShardSweep:
                 tag, cursor=at["totals"], count=COUNT, most=MOST_TOTALS, others=OTHERS
             ),
             "windows": queue_scripts.sweep_windows(tag, count=COUNT),
+            "quotas": queue_scripts.sweep_quotas(tag, count=COUNT),
             "hits": queue_scripts.sweep_hits(tag, self._hit_retain_ms),
         }
 

@@ -1,7 +1,7 @@
 """One worker process: starts the loops in order, and stops them in reverse.
 
-    resolver → outbox → heartbeat → intakes → reclaim → sweep → rules → hit log → counters → shadow
-    checks
+    quotas → resolver → outbox → heartbeat → intakes → reclaim → sweep → rules → hit log → counters
+    → shadow checks
 
 Drain: no more fetches; what is under way gets the grace period; the rest is handed to `returned`;
 replies are settled; the consumer leaves. A second signal cuts the grace period short.
@@ -33,7 +33,7 @@ from askonce_worker.config import WorkerConfig
 from askonce_worker.hits.log import HitLog
 from askonce_worker.hits.rulebook import AppliedRules, RuleBook
 from askonce_worker.observe.counters import Counters
-from askonce_worker.observe.health import ShardVitals, Vitals
+from askonce_worker.observe.health import QuotaVitals, ShardVitals, Vitals
 from askonce_worker.pool.beat import Beat
 from askonce_worker.pool.decode import Decoder
 from askonce_worker.pool.deferred import Deferred
@@ -44,6 +44,7 @@ from askonce_worker.pool.intake import BLOCK_MS, Intake
 from askonce_worker.pool.outbox import Outbox
 from askonce_worker.pool.reclaim import Reclaim
 from askonce_worker.pool.sweep import Sweep
+from askonce_worker.quotas import Quotas
 from askonce_worker.resolver import Resolver
 from askonce_worker.shadow.guard import Guard
 from askonce_worker.shadow.sampler import ShadowChecks
@@ -123,6 +124,14 @@ class Worker:
             config.heartbeat_ttl_s,
         )
         self._task_table = tasks
+        self._quotas = Quotas(
+            self._commands,
+            [task.backend for task in tasks.values()],
+            holder=self.consumer,
+            ttl_s=config.lease_ttl_s,
+            clock=self._clock,
+            rng=self._rng,
+        )
         self._checks = ShadowChecks(
             self.resolver.verifier, tasks.values(), self.counters, self._clock, self._rng
         )
@@ -176,6 +185,10 @@ class Worker:
             slots_in_use={
                 task.backend.name: task.backend.in_flight for task in self._task_table.values()
             },
+            quotas={
+                model: QuotaVitals(quota.slots, quota.granted, quota.waited_s)
+                for model, quota in self._quotas.by_model.items()
+            },
             memory_bytes=memory.size_bytes,
             memory_entries=len(memory),
             memory_evictions=memory.evictions,
@@ -201,7 +214,11 @@ class Worker:
             # A shard that is down gets its groups from its intake, when it is back.
             await self._commands.run_many(list(map(queue_scripts.ensure_group, self.lanes)))
             await self._rules.follow()  # before the first job
-            async with self.resolver.running(), anyio.create_task_group() as tasks:
+            async with (
+                self._quotas.running(),
+                self.resolver.running(),
+                anyio.create_task_group() as tasks,
+            ):
                 intakes = self._start(tasks)
                 log.info("worker started", consumer=self.consumer, shards=len(self._tags))
                 try:
