@@ -32,7 +32,10 @@ class Rates(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What a worker keeps, wants, and gives back; `number` is new for each that is not re-sent."""
+    """What a worker keeps, wants, and gives back.
+
+    `number`, from 1, is new for each that is not re-sent; 0 is that of a worker's last.
+    """
 
     number: int
     slots_kept: int = 0

@@ -47,10 +47,10 @@ def per_minute(fleet: QuotaFleet, start: float, *, tokens: bool = False) -> floa
     return 60 * total / (begun[-1].at - begun[0].at)
 
 
-@pytest.mark.parametrize("limit", [10, 100, 900, 9000])
+@pytest.mark.parametrize("limit", [10, 100, 1200])
 def test_requests_hold_within_two_percent_both_ways(client: redis.Redis, limit: int) -> None:
     fleet = QuotaFleet(client, LimitsConfig(requests_per_minute=limit))
-    fleet.run(lambda fleet: saturate(fleet, 200 if limit < 900 else 65))
+    fleet.run(lambda fleet: saturate(fleet, 130 if limit < 1000 else 65))
     assert fleet.most_in_a_minute() <= limit
     assert per_minute(fleet, fleet.begun[0].at + 2) >= 0.98 * limit
 
@@ -59,7 +59,7 @@ def test_tokens_hold_within_two_percent_both_ways(client: redis.Redis) -> None:
     """Although nobody knows before what a call will take."""
     limit = 60_000
     fleet = QuotaFleet(client, LimitsConfig(tokens_per_minute=limit))
-    fleet.run(lambda fleet: saturate(fleet, 90))
+    fleet.run(lambda fleet: saturate(fleet, 75))
     assert fleet.most_in_a_minute(tokens=True) <= 1.02 * limit
     assert per_minute(fleet, fleet.begun[0].at + 10, tokens=True) >= 0.98 * limit
 
@@ -72,9 +72,9 @@ def test_a_debt_of_tokens_is_carried(client: redis.Redis) -> None:
     )
 
     async def scenario(fleet: QuotaFleet) -> None:
-        await saturate(fleet, 30)
+        await saturate(fleet, 10, workers=3)
         sizes[0] = 2_000
-        await asyncio.sleep(150)
+        await asyncio.sleep(125)
 
     fleet.run(scenario)
     grown = next(call.at for call in fleet.begun if call.tokens > 100)
@@ -85,7 +85,7 @@ def test_a_debt_of_tokens_is_carried(client: redis.Redis) -> None:
 @pytest.mark.parametrize("limit", [40, 3])
 def test_slots_are_never_exceeded_all_used_and_shared(client: redis.Redis, limit: int) -> None:
     fleet = QuotaFleet(client, LimitsConfig(concurrency=limit), call_s=lambda _: 0.2)
-    for_s = 60.0
+    for_s = 40.0
     fleet.run(lambda fleet: saturate(fleet, for_s))
     assert fleet.most_in_flight == limit
     # A call takes 0.2 s, and its slot is empty for the look-up of the next.
@@ -99,7 +99,7 @@ def test_nobody_hoards_calls(client: redis.Redis) -> None:
     fleet = QuotaFleet(client, LimitsConfig(requests_per_minute=3000))
     fleet.run(lambda fleet: saturate(fleet, 30))
     each = Counter(call.worker for call in fleet.begun)
-    assert max(each.values()) <= 1.25 * min(each.values())
+    assert max(each.values()) <= 1.5 * min(each.values())
     # All of it for one: chunks follow the demand.
     alone = QuotaFleet(client, LimitsConfig(requests_per_minute=3000))
     alone.run(lambda fleet: saturate(fleet, 30, workers=1))
@@ -217,7 +217,28 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+async def act(fleet: QuotaFleet, what: str, which: int) -> None:
+    """One step of what may happen."""
+    alive = [worker for worker in fleet.workers if worker.alive]
+    worker: Any = alive[which % len(alive)] if alive else fleet.start()
+    match what:
+        case "start":
+            fleet.start(slots=20).ask(100)
+        case "ask":
+            worker.ask(60)
+        case "kill" | "drain":
+            await getattr(worker, what)()
+        case "away" | "back":
+            fleet.server.away = what == "away"
+        case _:
+            fleet.server.way_s = 0.15 if what == "slow" else 0.001
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     steps=STEPS,
     concurrency=st.none() | st.integers(1, 20),
@@ -236,23 +257,6 @@ def test_no_order_of_events_exceeds_a_limit(
     if not limits:
         limits = LimitsConfig(concurrency=5)
     fleet = QuotaFleet(client, limits, seed=seed, endless=False, failing=0.2)
-
-    async def act(fleet: QuotaFleet, what: str, which: int) -> None:
-        alive = [worker for worker in fleet.workers if worker.alive]
-        worker: Any = alive[which % len(alive)] if alive else fleet.start()
-        match what:
-            case "start":
-                fleet.start(slots=20).ask(100)
-            case "ask":
-                worker.ask(60)
-            case "kill" | "drain":
-                await getattr(worker, what)()
-            case "slow":
-                fleet.server.way_s = 0.15
-            case "away" | "back":
-                fleet.server.away = what == "away"
-            case _:
-                fleet.server.way_s = 0.001
 
     async def scenario(fleet: QuotaFleet) -> None:
         fleet.start().ask(100)

@@ -13,16 +13,18 @@ from typing import Any, NamedTuple, cast
 import anyio
 import redis
 from redis.exceptions import ConnectionError as StoreDown
+from redis.exceptions import NoScriptError
 
+from askonce_queue import names
 from askonce_queue.reply import Answer, Usage
-from askonce_queue.scripts import Call
+from askonce_queue.scripts import Call, Script
 from askonce_queue.store import Store
 from askonce_worker.config import LimitsConfig
 from askonce_worker.models.protocol import Model, TransientFailure
 from askonce_worker.quotas import Quotas
 from askonce_worker.tasks import Backend
 from tests.support.virtual_loop import VirtualLoop, run_virtually
-from tests.support.virtual_scripts import TAG, VirtualShard
+from tests.support.virtual_scripts import CLOCK_FIELD, PRELUDE, START_MS, TAG
 
 MODEL = "gpt"
 TTL_S = 10.0
@@ -43,32 +45,33 @@ class VirtualServer:
     tags = (TAG,)
 
     def __init__(self, client: redis.Redis, loop: VirtualLoop, rng: random.Random) -> None:
-        self.client = client
         self.away = False
         self.requests = 0
         self.way_s = 0.001
         """The mean time of a message, either way."""
+        self._client = client
         self._loop = loop
         self._rng = rng
-        self._shard = VirtualShard(client)
-        self._born = loop.time()
+        self._script = Script("take_quota", allow_oom=True, prelude=PRELUDE)
 
     async def run_many(self, calls: Sequence[Call]) -> list[Any]:
-        results: list[Any] = []
         self.requests += 1
         await asyncio.sleep(self._rng.expovariate(1 / self.way_s))
-        for call in calls:
-            if self.away:
-                results.append(StoreDown("away"))
-            else:
-                behind_ms = (self._loop.time() - self._born) * 1000 - self._passed_ms
-                self._passed_ms += behind_ms
-                self._shard.advance(behind_ms)
-                results.append(self._shard.run(call))
+        results = [StoreDown("away") if self.away else self._run(call) for call in calls]
         await asyncio.sleep(self._rng.expovariate(1 / self.way_s))
         return results
 
-    _passed_ms = 0.0
+    def _run(self, call: Call) -> Any:
+        """Set the clock and run, in one round trip."""
+        now_us = START_MS * 1000 + round(self._loop.time() * 1e6)
+        pipe = self._client.pipeline(transaction=False)
+        pipe.execute_command("HSET", names.META, CLOCK_FIELD, now_us)
+        pipe.execute_command(*call._replace(script=self._script).command("EVALSHA"))
+        try:
+            return pipe.execute()[1]
+        except NoScriptError:
+            self._client.script_load(self._script.source)
+            return self._run(call)
 
 
 class FleetWorker:
@@ -150,7 +153,7 @@ class FleetWorker:
 
     async def kill(self) -> None:
         """End as by kill −9: nothing is given back."""
-        self._quotas._leave = _nothing  # type: ignore[method-assign]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        self._quotas._leave = _nothing  # type: ignore[method-assign]  # pyright: ignore[reportPrivateUsage]
         await self.drain()
 
     async def _cancel(self) -> None:

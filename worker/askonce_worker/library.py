@@ -55,9 +55,9 @@ from askonce_worker.cache.survey import Limits
 from askonce_worker.cache.tags import task_tag
 from askonce_worker.calling import CallAsk, CallModel, CallQuestion
 from askonce_worker.clock import SystemClock
+from askonce_worker.config import LimitsConfig
 from askonce_worker.models.protocol import Prompt, Question
 from askonce_worker.models.retry import RetryPolicy
-from askonce_worker.config import LimitsConfig
 from askonce_worker.observe.counters import Counters
 from askonce_worker.observe.log import hand_to_standard_logging
 from askonce_worker.observe.money import Price

@@ -124,7 +124,9 @@ class Quota:
         self._rate = 0.0
         self._number = rng.getrandbits(40)
         self._unanswered: Request | None = None
-        self._known = False
+        self.known = False
+        """Whether the store knows that it holds something, or wants it."""
+        self._poked = False
         self._asked_at = -math.inf
         self._calls_from = self._slots_from = -math.inf
         self._wanting_since: float | None = None
@@ -148,6 +150,11 @@ class Quota:
         if self._calls_limited:
             room = min(room, self._calls() - self._waiting)
         return room
+
+    def wanted(self) -> None:
+        """Somebody would begin a call, if there was room."""
+        self._poked = True
+        self._ring()
 
     async def admit(self) -> None:
         """Wait until a call may begin: `began` is to follow without an await between."""
@@ -217,7 +224,7 @@ class Quota:
         if self._unanswered is not None:
             return self._calls_from
         due = math.inf
-        if self._known:
+        if self.known:
             due = self._asked_at + min(self.ttl_s / 3, LOOK_EVERY_S if self._slots else math.inf)
         slots, calls = self._wanted()
         if slots > self.slots:
@@ -238,7 +245,7 @@ class Quota:
         """How many slots it needs in all, and how many calls beyond those it has."""
         backend = self.backend
         in_flight = backend.in_flight
-        demand = max(0, min(backend.waiting, backend.room_beside(self)))
+        demand = max(0, min(max(backend.waiting, self._poked), backend.room_beside(self)))
         slots = calls = 0
         if self._slots_limited:
             slots = in_flight + demand
@@ -261,6 +268,7 @@ class Quota:
         self._began = 0
         back = self._unneeded(now)
         slots, calls = self._wanted()
+        self._poked = False
         useful = min(max(slots, self._peak), self._share)
         kept = min(self._slots, max(self.backend.in_flight, useful))
         self._peak = 0
@@ -269,15 +277,7 @@ class Quota:
         fresh = self._unanswered is None
         if fresh:
             self._number += 1
-        request = self._unanswered or Request(
-            self._number,
-            calls_back=back.calls if back else 0,
-            tokens_back=back.tokens_each if back else 0,
-            granted_us=back.granted_us if back else 0,
-            reported=self._reported,
-            tokens=self._tokens,
-            charged=self._charged,
-        )
+        request = self._unanswered or self._giving(self._number, back)
         if fresh:
             self._reported = self._tokens = self._charged = 0
         self._unanswered = request = request._replace(
@@ -285,6 +285,11 @@ class Quota:
         )
         self._note_waiting(now, wanting=slots > kept or calls > 0)
         return request
+
+    def _giving(self, number: int, back: _Chunk | None) -> Request:
+        """A request that gives calls back, if any, and tells what calls have used."""
+        given = (back.calls, back.tokens_each, back.granted_us) if back else (0, 0, 0)
+        return Request(number, 0, 0, 0, *given, self._reported, self._tokens, self._charged)
 
     def _unneeded(self, now: float) -> _Chunk | None:
         """Calls to give back while they are valid: nobody has begun them."""
@@ -312,8 +317,8 @@ class Quota:
             self.granted += grant.calls
             until = asked_at + VALID_S - grant.age_us / 1e6
             self._chunks.append(_Chunk(grant.calls, grant.tokens_each, grant.granted_us, until))
-        wanted = request.slots_wanted + request.calls_wanted
-        self._known = bool(wanted or request.slots_kept or grant.calls)
+        # All of it but the times: with any of that the store keeps a record.
+        self.known = bool(grant.calls or any(request[1:5]) or request.reported)
         # Not always in the same order: who comes first after a pause finds the most.
         pause_s = min(LONGEST_S, max(SHORTEST_S, grant.holders * PAUSE_EACH_S))
         pause_s *= self._rng.uniform(1.0, 1.5)
@@ -334,14 +339,5 @@ class Quota:
 
     def leave(self) -> Request:
         """The last request: everything is given back that can be."""
-        self._number += 1
         back = self._chunks.popleft() if self._calls() else None
-        return Request(
-            self._number,
-            calls_back=back.calls if back else 0,
-            tokens_back=back.tokens_each if back else 0,
-            granted_us=back.granted_us if back else 0,
-            reported=self._reported,
-            tokens=self._tokens,
-            charged=self._charged,
-        )
+        return self._giving(0, back)

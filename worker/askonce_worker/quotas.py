@@ -69,7 +69,7 @@ class Quotas:
         )
         self._shards[shard].append(quota)
         backend.limits.append(quota)
-        backend.when_wanted.append(ring)
+        backend.when_wanted.append(quota.wanted)
         backend.admission = quota
 
     @property
@@ -137,6 +137,7 @@ class Quotas:
             self._call(shard, quota, quota.leave())
             for shard, quotas in self._shards.items()
             for quota in quotas
+            if quota.known
         ]
         for result in await self._store.run_many(calls):
             if isinstance(result, Exception):

@@ -2,13 +2,14 @@
 -- time, and calls of the next moment. Slots are leased; calls come from two token buckets.
 --
 -- KEYS  1 quota of the model · 2 names of all quotas
--- ARGV  1 model · 2 holder · 3 number of this request · 4 slots' ttl_ms · 5 slots kept · 6 slots
---       wanted, those kept among them · 7 slots of all workers, 0: any number · 8 calls wanted ·
---       9 calls given back · 10 tokens each of them was charged · 11 when they were granted, us ·
---       12 how long calls are valid, us · 13 calls at once, 0: no such limit · 14 calls per second ·
---       15 tokens at once beyond a call's, 0: no such limit · 16 tokens per second ·
---       17 tokens a call, as long as nobody knows · 18 calls that have reported their tokens ·
---       19 their tokens · 20 what they were charged · 21 how long an unused quota is kept, ms
+-- ARGV  1 model · 2 holder · 3 number of this request, 0: its last · 4 slots' ttl_ms · 5 slots
+--       kept · 6 slots wanted, those kept among them · 7 slots of all workers, 0: any number ·
+--       8 calls wanted · 9 calls given back · 10 tokens each of them was charged · 11 when they
+--       were granted, us · 12 how long calls are valid, us · 13 calls at once, 0: no such limit ·
+--       14 calls per second · 15 tokens at once beyond a call's, 0: no such limit · 16 tokens per
+--       second · 17 tokens a call, as long as nobody knows · 18 calls that have reported their
+--       tokens · 19 their tokens · 20 what they were charged · 21 how long an unused quota is
+--       kept, ms
 -- Returns {slots, fair share of slots, 1 if more are wanted than there are, calls, when they were
 -- granted (us), how long ago (us), tokens each was charged, ms until there is a call for somebody,
 -- holders}. A request that is re-sent takes and gives nothing twice. Kept slots are never taken
@@ -108,7 +109,8 @@ else
   end
   local reported = tonumber(ARGV[18])
   if reported > 0 then
-    local mean = tonumber(ARGV[19]) / reported
+    -- A report beyond all reason must not make every call look like that.
+    local mean = math.min(tonumber(ARGV[19]) / reported, 60 * tokens_per_s)
     each = each > 0 and mean + (each - mean) * MEMORY ^ reported or math.max(1, mean)
     tokens = math.max(-60 * tokens_per_s, tokens - tonumber(ARGV[19]) + tonumber(ARGV[20]))
     price = math.max(1, math.ceil(each))
@@ -137,7 +139,8 @@ local wait_s = 0
 if most_calls > 0 then wait_s = (1 - calls) / calls_per_s end
 if most_tokens > 0 then wait_s = math.max(wait_s, (price - tokens) / tokens_per_s) end
 
-if kept + wanted + calls_wanted + granted > 0 then
+local told = kept + wanted + calls_wanted + granted + tonumber(ARGV[9]) + tonumber(ARGV[18])
+if number > 0 and told > 0 then
   redis.call('HSET', KEYS[1], me,
     struct.pack(RECORD, now + ttl_us, number, slots, wanted, calls_wanted, granted, granted_at))
 else
