@@ -151,8 +151,9 @@ def test_slots_of_who_has_gone_come_back(client: redis.Redis, how: str) -> None:
         await getattr(gone, how)()
         left_at = fleet.loop.time()
         fleet.start().ask(PLENTY)
-        while fleet.in_flight < 10:  # noqa: ASYNC110 -- in virtual time
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(100):
+            while fleet.in_flight < 10:  # noqa: ASYNC110 -- in virtual time
+                await asyncio.sleep(0.01)
         free_at.append(fleet.loop.time() - left_at)
 
     fleet.run(scenario)
@@ -184,6 +185,29 @@ def test_while_the_store_is_away_workers_use_up_what_they_have_and_stop(
     assert len(fleet.begun) - marks["back"] > 100
     assert fleet.most_in_flight <= 16
     assert fleet.most_in_a_minute() <= 6000
+
+
+def test_what_was_granted_long_ago_is_not_begun(client: redis.Redis) -> None:
+    """Or it could all begin in the same minute as what was granted since."""
+    fleet = QuotaFleet(client, LimitsConfig(requests_per_minute=6000))
+    rooms: list[int] = []
+
+    async def scenario(fleet: QuotaFleet) -> None:
+        worker = fleet.start()
+        await asyncio.sleep(1)
+        worker.waiting = 30
+        worker.backend.wanted()
+        await asyncio.sleep(0.0001)
+        worker.waiting = 0  # they got their answers elsewhere
+        await asyncio.sleep(0.1)
+        fleet.server.away = True
+        for after_s in (0.1, 0.3):
+            rooms.append(worker.backend.free_slots)
+            await asyncio.sleep(after_s)
+        rooms.append(worker.backend.free_slots)
+
+    fleet.run(scenario)
+    assert rooms == [30, 30, 0]
 
 
 def test_slots_in_use_are_not_given_away_after_an_outage(client: redis.Redis) -> None:

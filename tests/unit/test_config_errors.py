@@ -82,7 +82,11 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ConfigLoader:
             "models.gpt.limits: unknown key 'rpm'; known keys: concurrency, requests_per_minute, ",
         ),
         (
-            '[models.tei]\nkind = "predict"\nbase_url = "http://tei"\nmodel = "m"\nlimits.tokens_per_minute = 5',
+            """[models.tei]
+            kind = "predict"
+            base_url = "http://tei"
+            model = "m"
+            limits.tokens_per_minute = 5""",
             "models.tei.limits: expected no tokens_per_minute, as kind 'predict' reports no tokens",
         ),
         (
