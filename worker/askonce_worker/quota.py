@@ -66,6 +66,7 @@ def rates_of(limits: LimitsConfig) -> Rates:
         calls_per_s=calls * flow,
         most_tokens=max(1.0, tokens * saved) if tokens else 0.0,
         tokens_per_s=tokens * flow,
+        first_tokens=max(1, min(1000, tokens // 60)),
     )
 
 
