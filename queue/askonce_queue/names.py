@@ -28,6 +28,8 @@ them together. Job shards and answer shards share the table of tags but not thei
 | `hits:{tag}` | stream | a sample of hits, redacted, for people to judge |
 | `reviews:{tag}` | stream | what people said of them |
 | `rules:{tag}` | hash | id → inputs that are kept from the cache; on the first shard |
+| `quota:{tag}:<model>` | hash | what a model may still be asked; holder → its share of that |
+| `quotas:{tag}` | sorted set | names of models with a quota → when it may go, ms |
 | `askonce:meta` | hash | the number of shards |
 
 Only answers have a TTL, so everything else has a bound, or a sweep (`pool/sweep.py` of the worker):
@@ -56,6 +58,8 @@ Only answers have a TTL, so everything else has a bound, or a sweep (`pool/sweep
 | `hits:` | `max_hits`: the oldest are dropped, and counted; swept after `hit_retain_s` |
 | `reviews:` | 10,000: the oldest are dropped |
 | `rules:` | 100, in the script that adds one |
+| `quota:` | one field a worker that asks the model, until its time is over; swept with its name |
+| `quotas:` | one a model with limits; swept an hour after it was last asked |
 """
 
 from __future__ import annotations
@@ -156,3 +160,12 @@ def reviews(tag: str) -> bytes:
 
 def rules(tag: str) -> bytes:
     return f"rules:{{{tag}}}".encode()
+
+
+def quotas(tag: str) -> bytes:
+    return f"quotas:{{{tag}}}".encode()
+
+
+def quota_prefix(tag: str) -> bytes:
+    """The part of a quota's key before the name of its model."""
+    return f"quota:{{{tag}}}:".encode()

@@ -326,7 +326,15 @@ def sweep_stats(tag: str, *, cursor: int, count: int, most: int, others: str) ->
 
 
 def sweep_windows(tag: str, *, count: int) -> Call:
-    return Call(_SWEEP_WINDOWS, [names.windows(tag)], [count, names.window_prefix(tag)])
+    return _sweep_named(names.windows(tag), names.window_prefix(tag), count)
+
+
+def sweep_quotas(tag: str, *, count: int) -> Call:
+    return _sweep_named(names.quotas(tag), names.quota_prefix(tag), count)
+
+
+def _sweep_named(index: bytes, prefix: bytes, count: int) -> Call:
+    return Call(_SWEEP_WINDOWS, [index], [count, prefix])
 
 
 def retry_dead(

@@ -51,3 +51,8 @@ def shard_of_job(job_id: str, count: int) -> int:
     if dash and head[:1] == "s" and head[1:].isdecimal() and int(head[1:]) < count:
         return int(head[1:])
     return zlib.crc32(job_id.encode()) % count
+
+
+def shard_of_model(name: str, count: int) -> int:
+    """The shard that keeps the quota of a model."""
+    return zlib.crc32(name.encode()) % count

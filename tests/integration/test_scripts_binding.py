@@ -22,11 +22,12 @@ import redis.asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from askonce_queue import answer_scripts, names, queue_scripts, scripts
+from askonce_queue import answer_scripts, names, queue_scripts, quota_scripts, scripts
 from askonce_queue.answer_scripts import Fill, Release
 from askonce_queue.connections import connect, connect_sync
 from askonce_queue.embedded import EmbeddedStore
 from askonce_queue.queue_scripts import Lane, LoggedHit, SettleGroup
+from askonce_queue.quota_scripts import Rates, Request
 from askonce_queue.scripts import Call, Script, run, run_many, run_sync
 from askonce_queue.store_config import StoreConfig
 from tests.support.embedded_server import server_pid
@@ -101,6 +102,12 @@ def sweep_records_of(count: int) -> Call:
     return queue_scripts.sweep_records(
         LANE.ids, [LANE, BULK][:count], cursor=0, count=10, where="value", grace_ms=5
     )
+
+
+def take_quota_of(_: int) -> Call:
+    rates = Rates(slots=9, most_calls=2.0, calls_per_s=1.0, most_tokens=9.0, tokens_per_s=5.0)
+    request = Request(1, slots_wanted=1, calls_wanted=1)
+    return quota_scripts.take_quota("0", "m", "w", request, rates, ttl_ms=5, valid_us=5)
 
 
 @dataclass(frozen=True)
@@ -208,6 +215,7 @@ STUBS: dict[str, list[Stub]] = {
     ],
     "sweep_tags": [Stub(2, 3, 0, 0, lambda _: answer_scripts.sweep_tags("0", count=9, most=5))],
     "sweep_windows": [Stub(1, 2, 0, 0, lambda _: queue_scripts.sweep_windows("0", count=9))],
+    "take_quota": [Stub(2, 21, 0, 0, take_quota_of)],
     "take_over": [
         Stub(
             2,
@@ -260,7 +268,7 @@ def numbered(listing: str) -> list[int]:
 
 def bound() -> list[Script]:
     """Every `Script` that any module binds."""
-    modules: list[ModuleType] = [answer_scripts, queue_scripts]
+    modules: list[ModuleType] = [answer_scripts, queue_scripts, quota_scripts]
     return [
         value for module in modules for value in vars(module).values() if isinstance(value, Script)
     ]
@@ -273,7 +281,7 @@ def test_every_lua_file_is_bound_by_exactly_one_script() -> None:
 
 def test_nothing_else_binds_scripts() -> None:
     """Call sites never count arguments: only the stubs make calls."""
-    for module in (answer_scripts, queue_scripts):
+    for module in (answer_scripts, queue_scripts, quota_scripts):
         calls = Counter(re.findall(r"\bCall\(\s*(_[A-Z_]+),", inspect.getsource(module)))
         scripts_here = {name for name, value in vars(module).items() if isinstance(value, Script)}
         assert calls == dict.fromkeys(scripts_here, 1)

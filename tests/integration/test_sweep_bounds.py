@@ -139,7 +139,7 @@ WORLDS = st.builds(
     st.lists(MS, max_size=8),
     st.sets(st.integers(0, 9), max_size=8),
     st.lists(st.tuples(st.none() | MS, st.booleans()), max_size=8),
-    st.lists(st.integers(0, 2**64 - 1), min_size=11, max_size=11),
+    st.lists(st.integers(0, 2**64 - 1), min_size=12, max_size=12),
 )
 
 

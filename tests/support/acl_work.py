@@ -17,9 +17,10 @@ import redis.asyncio
 
 from askonce_loadtest.servers.node import Node
 from askonce_loadtest.servers.ports import HOST
-from askonce_queue import Client, Job, answer_scripts, names, queue_scripts, sync
+from askonce_queue import Client, Job, answer_scripts, names, queue_scripts, quota_scripts, sync
 from askonce_queue.answer_scripts import Fill, Release
 from askonce_queue.queue_scripts import Lane, LoggedHit
+from askonce_queue.quota_scripts import Rates, Request
 from askonce_queue.scripts import Call
 from askonce_queue.store import Store
 from askonce_worker.cache.policy import Policy
@@ -115,6 +116,7 @@ async def prepare_work(node: Node) -> None:
         await node.command("HSET", key, field, value)
     await node.command("ZADD", names.last(TAG), 1, GHOST)
     await node.command("ZADD", names.windows(TAG), 1, "10:1")
+    await node.command("ZADD", names.quotas(TAG), 1, GHOST)
     await node.command("HSET", names.stamps(TAG), b"\1" + GHOST.encode(), 1)
     await keep_answers(node, 500)
 
@@ -145,7 +147,7 @@ async def serve(node: Node, replica: Node) -> None:
 
         await eventually(swept)
     await _worker(node, model).run(burst=True)
-    await run_all(node, WORKER, [*_lease_calls("1"), *_rare_calls()])
+    await run_all(node, WORKER, [*_lease_calls("1"), *_quota_calls(), *_rare_calls()])
     store = Store(store_of(node, WORKER))
     try:
         await read_shard(store, TAG, POOL)  # for its metrics
@@ -206,6 +208,17 @@ def _lease_calls(new_tag: str) -> list[Call]:
     ]
 
 
+def _quota_calls() -> list[Call]:
+    """A share of a model's limits, taken and given back."""
+    wanted = Request(1, slots_wanted=1, calls_wanted=1)
+    return [
+        quota_scripts.take_quota(
+            TAG, "gpt", "me", request, Rates(slots=1), ttl_ms=60_000, valid_us=1
+        )
+        for request in (wanted, Request(2))
+    ]
+
+
 def _rare_calls() -> list[Call]:
     """What a sweep does when there is too much, and a task with a budget."""
     return [
@@ -227,7 +240,7 @@ async def share(node: Node) -> None:
             tags=["blue"], patterns=[f"{number}*" for number in range(101)]
         )
         assert done.complete
-    await run_all(node, GATEWAY, _lease_calls("2"))
+    await run_all(node, GATEWAY, [*_lease_calls("2"), *_quota_calls()])
 
 
 async def _shout(text: str) -> str:

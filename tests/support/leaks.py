@@ -20,8 +20,8 @@ from askonce_queue.scripts import send_sync
 
 KNOWN_KEYS = re.compile(
     rb"askonce:meta"
-    rb"|(jobs|ids|owed|reply|beat|solo|dead|clients|a|stamp|last|lease|tries|memory|stats|windows?"
-    rb"|budgets|hits|reviews|rules)"
+    rb"|(jobs|due|ids|owed|reply|beat|solo|dead|clients|a|stamp|last|lease|tries|memory|stats|windows?"
+    rb"|budgets|hits|reviews|rules|quotas?)"
     rb":\{\d+\}(:.*)?",
     re.DOTALL,
 )

@@ -10,7 +10,7 @@ from askonce_queue.reply import Answer
 from askonce_queue.scripts import AsyncStore, send
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.cache.policy import Policy
-from askonce_worker.config import WorkerConfig
+from askonce_worker.config import LimitsConfig, WorkerConfig
 from askonce_worker.models.protocol import Model, Prompt, Question
 from askonce_worker.pool.worker import Worker
 from askonce_worker.tasks import Backend, Task
@@ -49,10 +49,12 @@ class EchoModel:
         pass
 
 
-def echo_tasks(model: Model, *, slots: int = 1000, **options: Any) -> dict[str, Task]:
+def echo_tasks(
+    model: Model, *, slots: int = 1000, shared: LimitsConfig | None = None, **options: Any
+) -> dict[str, Task]:
     """One task, `echo`."""
     digest = task_digest(model_identity={"kind": "echo"}, prompt=Prompt(), normalize=())
-    backend = Backend("echo", model, slots, patience_s=60.0)
+    backend = Backend("echo", model, slots, patience_s=60.0, shared=shared)
     key_maker = KeyMaker(digest, shared=False)
     return {"echo": Task("echo", backend=backend, prompt=Prompt(), key_maker=key_maker, **options)}
 
@@ -64,10 +66,11 @@ def echo_worker(
     shards: int = 1,
     slots: int = 1000,
     policy: Policy | None = None,
+    shared: LimitsConfig | None = None,
     **config: Any,
 ) -> Worker:
     """A worker for `echo`, quick to call others dead."""
-    tasks = echo_tasks(model or EchoModel(), slots=slots, policy=policy)
+    tasks = echo_tasks(model or EchoModel(), slots=slots, policy=policy, shared=shared)
     return Worker(url, tasks, WorkerConfig(**(QUICK | config)), shards=shards)
 
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 import redis.asyncio
 
-from askonce_queue import answer_scripts, names, queue_scripts
+from askonce_queue import answer_scripts, names, queue_scripts, quota_scripts
 from askonce_queue.scripts import _PRELUDE, Script  # pyright: ignore[reportPrivateUsage]
 from askonce_worker.resolver import Resolver
 from tests.support.resolving import ShiftedClock, resolver_on
@@ -63,7 +63,7 @@ class VirtualTime:
 def virtual_scripts() -> Generator[None]:
     """Have every script ask for the virtual time."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (answer_scripts, queue_scripts):
+        for module in (answer_scripts, queue_scripts, quota_scripts):
             for script in vars(module).values():
                 if isinstance(script, Script):
                     first, _, rest = script.source.decode().partition("\n")

@@ -26,13 +26,16 @@ class Fleet:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.log = (folder / "workers.log").open("ab")
 
-    async def start(self, **config: Any) -> subprocess.Popen[bytes]:
-        """Start one and wait until it serves."""
+    async def start(
+        self, limits: dict[str, int] | None = None, **config: Any
+    ) -> subprocess.Popen[bytes]:
+        """Start one and wait until it serves. `limits`: those that it shares with others."""
         given = {
             "url": self.url,
             "folder": str(self.folder),
             "worker": QUICK | config,
             "shards": 1,
+            "limits": limits or {},
         }
         process = subprocess.Popen(  # noqa: ASYNC220 -- forking is quick, and it is a test
             [sys.executable, "-m", "tests.support.worker_process", json.dumps(given)],

@@ -21,7 +21,7 @@ from typing import Any
 
 import structlog
 
-from askonce_worker.config import WorkerConfig
+from askonce_worker.config import LimitsConfig, WorkerConfig
 from askonce_worker.models.python import PythonModel
 from askonce_worker.pool.worker import Worker
 from tests.support.queue_worker import echo_tasks
@@ -44,7 +44,8 @@ def model(folder: Path) -> PythonModel:
 
 async def main(given: dict[str, Any]) -> None:
     """Serve until SIGTERM."""
-    tasks = echo_tasks(model(Path(given["folder"])))
+    limits = LimitsConfig(**given.get("limits", {}))
+    tasks = echo_tasks(model(Path(given["folder"])), shared=limits)
     worker = Worker(given["url"], tasks, WorkerConfig(**given["worker"]), shards=given["shards"])
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
     async with worker.running():

@@ -74,6 +74,26 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ConfigLoader:
             "tasks.intent.params: expected values that JSON has, got -inf",
         ),
         (
+            "[models.gpt.limits]\nconcurrency = 0",
+            "models.gpt.limits.concurrency: expected int >= 1, got 0",
+        ),
+        (
+            "[models.gpt.limits]\nrpm = 5",
+            "models.gpt.limits: unknown key 'rpm'; known keys: concurrency, requests_per_minute, ",
+        ),
+        (
+            """[models.tei]
+            kind = "predict"
+            base_url = "http://tei"
+            model = "m"
+            limits.tokens_per_minute = 5""",
+            "models.tei.limits: expected no tokens_per_minute, as kind 'predict' reports no tokens",
+        ),
+        (
+            '[models.own]\nkind = "python"\ncall = "m:f"\nlimits = { tokens_per_minute = 5 }',
+            "models.own.limits: expected no tokens_per_minute, as kind 'python' reports no tokens",
+        ),
+        (
             'max_input_bytes = "1tb"',
             'tasks.intent.max_input_bytes: expected a size like "64mb" or "1gb", ',
         ),

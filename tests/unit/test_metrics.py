@@ -27,7 +27,7 @@ from askonce_worker.flights import FlightEnd
 from askonce_worker.observe.backlog import Backlog, LaneState, ShardState
 from askonce_worker.observe.counters import Counters
 from askonce_worker.observe.families import BY_TASK, BY_WORKER
-from askonce_worker.observe.health import Health, Limits, ShardVitals, Vitals
+from askonce_worker.observe.health import Health, Limits, QuotaVitals, ShardVitals, Vitals
 from askonce_worker.observe.histogram import CALL_BOUNDS_S, Histogram
 from askonce_worker.observe.lag import LoopLag
 from askonce_worker.observe.metrics import Exposition, WorkerMetrics
@@ -58,6 +58,7 @@ VITALS = Vitals(
     leases=4,
     slots_in_use={"gpt": 2, "local": 0},
     budgets={"intent": (3.5, 5.0)},
+    quotas={"gpt": QuotaVitals(slots=3, calls=40, waited_s=1.5)},
     memory_bytes=1000,
     memory_entries=2,
     memory_evictions=6,
@@ -273,6 +274,9 @@ async def test_gauges_of_the_worker(rig: Rig) -> None:
     assert rig.values("askonce_last_read_age_seconds") == {("0",): 0.25}  # never is not 0
     assert rig.values("askonce_outbox_replies") == {("0",): 3, ("1",): 0}
     assert rig.values("askonce_model_slots_in_use") == {("gpt",): 2, ("local",): 0}
+    assert rig.values("askonce_model_limit_slots") == {("gpt",): 3}
+    assert rig.values("askonce_model_limit_calls_granted_total") == {("gpt",): 40}
+    assert rig.values("askonce_model_limit_wait_seconds_total") == {("gpt",): 1.5}
     for name, value in (
         *(("deliveries_held", 7), ("flights_in_progress", 5), ("leases_held", 4)),
         *(("memory_tier_bytes", 1000), ("memory_tier_entries", 2)),

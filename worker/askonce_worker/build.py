@@ -80,7 +80,9 @@ async def open_models(settings: Settings) -> AsyncGenerator[dict[str, Backend]]:
             attempts = settings.worker.max_attempts
             attempt_s = config.timeout_s + settings.worker.lease_ttl_s
             patience_s = PATIENCE_FACTOR * attempts * attempt_s
-            backends[name] = Backend(name, model, config.max_concurrency, patience_s)
+            backends[name] = Backend(
+                name, model, config.max_concurrency, patience_s, shared=config.limits
+            )
         yield backends
 
 

@@ -157,6 +157,8 @@ class Calls:
     async def ask(self, call: Call) -> NewAnswer:
         """Ask a model once, counted and logged. Raises `ModelFailure`."""
         task, reason = call.task, call.reason
+        if task.backend.admission is not None:
+            await task.backend.admission.admit()
         if task.over_budget:
             raise OverBudget.of(task)
         self._counters.count(task.name, "model_calls")

@@ -68,6 +68,35 @@ class BatchConfig(msgspec.Struct, frozen=True):
     """How long the first of them waits for others."""
 
 
+class LimitsConfig(msgspec.Struct, frozen=True):
+    """`[models.NAME.limits]`: what all workers on a store together may ask a model."""
+
+    concurrency: Count | None = None
+    """Calls at the same time. Beside it, `max_concurrency` bounds each worker process."""
+    requests_per_minute: Count | None = None
+    """Calls begun in any minute, retries among them."""
+    tokens_per_minute: Count | None = None
+    """Tokens of input and output, of the calls begun in any minute."""
+
+    def __bool__(self) -> bool:
+        """Whether there is any limit."""
+        return self != LimitsConfig()
+
+
+WITHOUT_TOKENS = ("python", "predict", "openai-moderations")
+"""Kinds of models that do not say how many tokens a call has used."""
+
+
+def _check_limits(kind: str, limits: LimitsConfig, *, batched: bool) -> None:
+    """Raise `ValueError` for a limit of what is not reported, or not known before it begins."""
+    if batched and limits.requests_per_minute is not None:
+        raise ValueError("limits: expected no requests_per_minute beside batch")
+    if limits.tokens_per_minute is not None and kind in WITHOUT_TOKENS:
+        raise ValueError(
+            f"limits: expected no tokens_per_minute, as kind {kind!r} reports no tokens"
+        )
+
+
 class ApiModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`[models.NAME]` of a model behind an HTTP API; what they have in common.
 
@@ -86,8 +115,10 @@ class ApiModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     price: PriceConfig = PriceConfig()
     batch: BatchConfig | None = None
     """Only for `openai-moderations` and `predict`."""
+    limits: LimitsConfig = LimitsConfig()
 
     def __post_init__(self) -> None:
+        _check_limits(self.kind, self.limits, batched=self.batch is not None)
         if self.batch is not None and self.kind not in BATCHING_KINDS:
             raise ValueError(f"batch: expected none, as {self.kind!r} takes one question a request")
         check_batch(self.batch, self.max_concurrency)
@@ -126,8 +157,10 @@ class PythonModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     price: PriceConfig = PriceConfig()
     batch: BatchConfig | None = None
     """Given: the function takes a list of texts, and returns a list as long."""
+    limits: LimitsConfig = LimitsConfig()
 
     def __post_init__(self) -> None:
+        _check_limits(self.kind, self.limits, batched=self.batch is not None)
         check_batch(self.batch, self.max_concurrency)
 
 

@@ -13,6 +13,7 @@ or a type that msgspec turns into JSON and back (structs, dataclasses, typed dic
 from __future__ import annotations
 
 import random
+import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
@@ -32,7 +33,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from askonce_queue.checks import check_shards, check_store
-from askonce_queue.errors import AskonceError, InvalidJob
+from askonce_queue.errors import AskonceError, ConfigError, InvalidJob
 from askonce_queue.host import Host
 from askonce_queue.job import (
     MAX_TAG_CHARS,
@@ -53,11 +54,14 @@ from askonce_worker.cache.sources import Sources
 from askonce_worker.cache.survey import Limits
 from askonce_worker.cache.tags import task_tag
 from askonce_worker.calling import CallAsk, CallModel, CallQuestion
+from askonce_worker.clock import SystemClock
+from askonce_worker.config import LimitsConfig
 from askonce_worker.models.protocol import Prompt, Question
 from askonce_worker.models.retry import RetryPolicy
 from askonce_worker.observe.counters import Counters
 from askonce_worker.observe.log import hand_to_standard_logging
 from askonce_worker.observe.money import Price
+from askonce_worker.quotas import Quotas
 from askonce_worker.resolver import Resolver
 from askonce_worker.tasks import Backend, Task, WithoutStore
 
@@ -83,7 +87,10 @@ class AnswerCache:
     `without_store` says what to do while the store cannot be asked: `"call"` calls once for all who
     ask in this process and keeps nothing (counted as `without_store`); `"raise"` raises
     `StoreUnavailable`. `price_per_call` is what one call costs, for `askonce stats`.
-    Raises on entry: `StoreUnavailable`, `ConfigError` (another shard count).
+    `concurrency` and `requests_per_minute` bound the calls of all processes on the store that share
+    the name `limits_of` (docs/MODELS.md, "Limits"); while the store is away, such calls wait.
+    Raises `ConfigError` for a limit below 1; on entry: `StoreUnavailable`, `ConfigError` (another
+    shard count).
     """
 
     def __init__(
@@ -97,6 +104,9 @@ class AnswerCache:
         lease_ttl_s: float = 10.0,
         without_store: Literal["call", "raise"] = "call",
         price_per_call: float = 0.0,
+        concurrency: int | None = None,
+        requests_per_minute: int | None = None,
+        limits_of: str = "calls",
         depends_on: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.counters = Counters()
@@ -113,7 +123,21 @@ class AnswerCache:
             counters=self.counters,
             rng=random.Random(),
         )
-        self._backend = Backend("calls", CallModel(), max_calls, DEFAULT_PATIENCE_S)
+        self._backend = Backend(
+            limits_of,
+            CallModel(),
+            max_calls,
+            DEFAULT_PATIENCE_S,
+            shared=_limits(concurrency, requests_per_minute, limits_of),
+        )
+        self._quotas = Quotas(
+            self._store,
+            [self._backend],
+            holder=secrets.token_hex(8),
+            ttl_s=lease_ttl_s,
+            clock=SystemClock(),
+            rng=random.Random(),
+        )
         self._tasks: dict[tuple[object, ...], Task] = {}
         self._waiting: set[CallAsk] = set()
         self._opened = False
@@ -125,7 +149,7 @@ class AnswerCache:
         that one, and its last requests would open connections anew.
         """
         try:
-            async with self._resolver.running(), self._counting():
+            async with self._quotas.running(), self._resolver.running(), self._counting():
                 yield
         finally:
             with anyio.CancelScope(shield=True):
@@ -358,6 +382,19 @@ class AnswerCache:
                 price=self._price,
             )
         return task
+
+
+def _limits(concurrency: int | None, requests_per_minute: int | None, name: str) -> LimitsConfig:
+    """The shared limits. Raises `ConfigError`."""
+    for option, limit in (
+        ("concurrency", concurrency),
+        ("requests_per_minute", requests_per_minute),
+    ):
+        if limit is not None and limit < 1:
+            raise ConfigError(f"{option}: expected at least 1, got {limit}")
+    if not valid_name(name, MAX_TAG_CHARS):
+        raise ConfigError(f"limits_of: expected 1 to {MAX_TAG_CHARS} printable characters")
+    return LimitsConfig(concurrency=concurrency, requests_per_minute=requests_per_minute)
 
 
 class _Times(NamedTuple):

@@ -69,6 +69,10 @@ class SlotQueue:
     def __iter__(self) -> Iterator[Flight]:
         return (one for lane in LANES for one in self._flights[lane] if _waits(one, lane))
 
+    def __len__(self) -> int:
+        """How many stand here; some may wait no more."""
+        return sum(map(len, self._flights.values()))
+
     def __bool__(self) -> bool:
         return any(True for _ in self)
 

@@ -10,7 +10,7 @@ from askonce_queue.reply import Answer
 from askonce_worker.cache.key import KeyMaker
 from askonce_worker.cache.policy import Policy, demand_of
 from askonce_worker.cache.tags import task_tag, version_tag
-from askonce_worker.config import HitLogConfig
+from askonce_worker.config import HitLogConfig, LimitsConfig
 from askonce_worker.models.batching import BatchedModel, Part
 from askonce_worker.models.protocol import Model, ModelFailure, Prompt, Question
 from askonce_worker.models.retry import RetryPolicy
@@ -42,11 +42,20 @@ class Limit(Protocol):
         ...
 
 
+class Admission(Protocol):
+    """Says when a call may begin that must not begin before."""
+
+    async def admit(self) -> None:
+        """Wait until a call may begin: `began` is to follow without an await between."""
+        ...
+
+
 class Backend:
     """A model with its free flight slots: no worker holds leases that it cannot fly.
 
     `limits` lower the slots, each for its own reason; one that opens again calls `opened`. They are
     told of requests: a call, unless the model asks several questions in one (`models/batching.py`).
+    `shared` is what all workers together may ask; who runs a worker sees to it (`quotas.py`).
     """
 
     def __init__(
@@ -56,6 +65,8 @@ class Backend:
         slots: int,
         patience_s: float,
         limits: Sequence[Limit] = (),
+        *,
+        shared: LimitsConfig | None = None,
     ) -> None:
         self.name = name
         self.model = model
@@ -66,6 +77,12 @@ class Backend:
         self.limits = list(limits)
         self.when_opened: list[Callable[[Backend], None]] = []
         """Who is told that there is room again which no returning flight has made."""
+        self.shared = shared
+        self.admission: Admission | None = None
+        self.when_wanted: list[Callable[[], None]] = []
+        """Who is told that a flight begins to wait for a slot."""
+        self.who_waits: list[Callable[[Backend], int]] = []
+        """Who says how many flights wait for a slot."""
         self._batched = model if isinstance(model, BatchedModel) else None
         if self._batched is not None:
             self._batched.watch(self._request_began, self._request_ended)
@@ -78,6 +95,22 @@ class Backend:
         for limit in self.limits:
             room = min(room, limit.room(in_flight))
         return room
+
+    def room_beside(self, one: Limit) -> int:
+        """The free slots, if it were not for one of the limits."""
+        in_flight = self.in_flight
+        others = [limit.room(in_flight) for limit in self.limits if limit is not one]
+        return min([self.slots - in_flight, *others])
+
+    @property
+    def waiting(self) -> int:
+        """How many flights wait for a slot, at most."""
+        return sum(count(self) for count in self.who_waits)
+
+    def wanted(self) -> None:
+        """A flight begins to wait for a slot."""
+        for tell in self.when_wanted:
+            tell()
 
     @property
     def down(self) -> bool:

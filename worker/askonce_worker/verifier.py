@@ -99,6 +99,9 @@ class Verifier:
         spare = backend.in_flight < max(1, backend.slots // 2)
         if not spare or self._room.is_wanted(backend):
             return False
+        if backend.free_slots <= 0:
+            backend.wanted()
+            return False
         backend.in_flight += 1
         return True
 

@@ -151,9 +151,16 @@ class WaitingRoom:
                 return
 
     def _listen_to(self, backend: Backend) -> None:
-        """Have a model's limits tell when they open."""
+        """Have a model's limits tell when they open, and know that somebody waits."""
         if self.opened not in backend.when_opened:
             backend.when_opened.append(self.opened)
+            backend.who_waits.append(self.waiting)
+        backend.wanted()
+
+    def waiting(self, backend: Backend) -> int:
+        """How many flights wait for a slot of a model; some may have got an answer meanwhile."""
+        queue = self._for_slot[backend.name]
+        return len(queue) + len(queue.chosen)
 
     def _wake_next(self, backend: Backend) -> bool:
         """Serve the next that waits for a slot; False when nobody does."""

@@ -22,7 +22,7 @@ from askonce_queue.shards import shard_tags
 KNOWN_KEYS = re.compile(
     rb"askonce:meta"
     rb"|(jobs|due|ids|owed|reply|beat|solo|dead|clients|a|stamp|last|lease|tries|memory|stats|windows?"
-    rb"|budgets|hits|reviews|rules)"
+    rb"|budgets|hits|reviews|rules|quotas?)"
     rb":\{\d+\}(:.*)?",
     re.DOTALL,
 )
@@ -167,6 +167,8 @@ class Leftovers:
                 found.append(Violation("keys", f"{shown}: not one of ours"))
             elif key.startswith(b"reply:"):
                 found.append(Violation("records", f"{shown}: replies that nobody will read"))
+            elif key.startswith(b"quota:") and (held := set(await self._hash(key)) - {b"."}):
+                found.append(Violation("leases", f"{shown}: still shared by {sorted(held)}"))
             elif not key.startswith(b"a:") and await self._store.ask(key, "PTTL", key) != -1:
                 found.append(Violation("keys", f"{shown}: has a TTL, and is no answer"))
         return found

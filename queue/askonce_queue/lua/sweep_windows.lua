@@ -1,8 +1,8 @@
--- Drop the buckets of counts whose time is over.
+-- Drop what is listed by the time at which it may go, and is over: buckets of counts, quotas.
 --
--- KEYS  1 names of buckets, by the time at which they may go
--- ARGV  1 count · 2 a bucket's key up to its name
--- Returns {0, dropped}. O(log buckets + count). allow-oom.
+-- KEYS  1 names, by the time at which they may go
+-- ARGV  1 count · 2 the key of what has a name, up to the name
+-- Returns {0, dropped}. O(log names + count). allow-oom.
 local over = string.format('%.0f', now_ms())
 local names = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', over, 'LIMIT', 0, ARGV[1])
 for _, name in ipairs(names) do

@@ -53,12 +53,20 @@ class ShardVitals(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class QuotaVitals(NamedTuple):
+    """What a worker has of a model's limits: slots now, calls so far, seconds of waiting so far."""
+
+    slots: int
+    calls: int
+    waited_s: float
+
+
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker knows of itself at one moment.
 
     `full`: it holds so many jobs that it fetches no more. `paused`: it fetches no more until jobs
-    that may have killed a worker were tried. `slots_in_use` are by model. `budgets`:
-    task → spent today, and what may be spent a day.
+    that may have killed a worker were tried. `slots_in_use` are by model, `quotas` by those that
+    have limits. `budgets`: task → spent today, and what may be spent a day.
     """
 
     consumer: str
@@ -72,6 +80,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     leases: int = 0
     slots_in_use: Mapping[str, int] = {}
     budgets: Mapping[str, tuple[float, float]] = {}
+    quotas: Mapping[str, QuotaVitals] = {}
     memory_bytes: int = 0
     memory_entries: int = 0
     memory_evictions: int = 0

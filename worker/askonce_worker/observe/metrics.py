@@ -26,7 +26,7 @@ from askonce_worker.observe.backlog import Backlog, LaneState
 from askonce_worker.observe.counters import Counters
 from askonce_worker.observe.families import BY_TASK, BY_WORKER, Family
 from askonce_worker.observe.fields import WORKER
-from askonce_worker.observe.health import Health, Signs, Verdict
+from askonce_worker.observe.health import Health, Signs, Verdict, Vitals
 from askonce_worker.observe.histogram import CALL_BOUNDS_S, Histogram
 
 
@@ -58,6 +58,7 @@ class WorkerMetrics(Collector):
         signs, verdict = self._health.signs(), self._health.ready()
         yield self._call_durations(signs)
         yield from self._of_worker(signs, verdict)
+        yield from _of_quotas(vitals=signs.vitals)
         yield from self._of_process(signs)
         yield from self._of_store()
 
@@ -193,6 +194,30 @@ class Exposition:
         """The body and its content type, in the format that `accept` (of the request) prefers."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
+
+
+def _of_quotas(vitals: Vitals) -> Iterator[Metric]:
+    """What this worker has of limits that workers share."""
+    slots = GaugeMetricFamily(
+        "askonce_model_limit_slots",
+        "Slots of the shared limit that this worker has.",
+        labels=["model"],
+    )
+    calls = CounterMetricFamily(
+        "askonce_model_limit_calls_granted",
+        "Calls of the shared limits that this worker was granted.",
+        labels=["model"],
+    )
+    waited = CounterMetricFamily(
+        "askonce_model_limit_wait_seconds",
+        "Time in which something waited in this worker for a shared limit.",
+        labels=["model"],
+    )
+    for model, quota in vitals.quotas.items():
+        slots.add_metric([model], quota.slots)
+        calls.add_metric([model], quota.calls)
+        waited.add_metric([model], quota.waited_s)
+    yield from (slots, calls, waited)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -180,6 +180,7 @@ class _ShardSweep:
             ),
             "windows": queue_scripts.sweep_windows(tag, count=COUNT),
             "budgets": queue_scripts.sweep_budgets(tag, cursor=at["budgets"], count=COUNT),
+            "quotas": queue_scripts.sweep_quotas(tag, count=COUNT),
             "hits": queue_scripts.sweep_hits(tag, self._hit_retain_ms),
         }
 

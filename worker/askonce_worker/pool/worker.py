@@ -1,7 +1,7 @@
 """One worker process: starts the loops in order, and stops them in reverse.
 
-    resolver → outbox → heartbeat → intakes → reclaim → sweep → rules → hit log → counters → shadow
-    checks
+    quotas → resolver → outbox → heartbeat → intakes → reclaim → sweep → rules → hit log → counters
+    → shadow checks
 
 Drain: no more fetches; what is under way gets the grace period; the rest is handed to `returned`;
 replies are settled; the consumer leaves. A second signal cuts the grace period short.
@@ -35,7 +35,7 @@ from askonce_worker.hits.log import HitLog
 from askonce_worker.hits.rulebook import AppliedRules, RuleBook
 from askonce_worker.observe.budget import Budgets
 from askonce_worker.observe.counters import Counters
-from askonce_worker.observe.health import ShardVitals, Vitals
+from askonce_worker.observe.health import QuotaVitals, ShardVitals, Vitals
 from askonce_worker.observe.money import NANO
 from askonce_worker.pool.beat import Beat
 from askonce_worker.pool.decode import Decoder
@@ -47,6 +47,7 @@ from askonce_worker.pool.intake import BLOCK_MS, Intake
 from askonce_worker.pool.outbox import Outbox
 from askonce_worker.pool.reclaim import Reclaim
 from askonce_worker.pool.sweep import Sweep
+from askonce_worker.quotas import Quotas
 from askonce_worker.resolver import Resolver
 from askonce_worker.shadow.guard import Guard
 from askonce_worker.shadow.sampler import ShadowChecks
@@ -127,6 +128,14 @@ class Worker:
             config.heartbeat_ttl_s,
         )
         self._task_table = tasks
+        self._quotas = Quotas(
+            self._commands,
+            [task.backend for task in tasks.values()],
+            holder=self.consumer,
+            ttl_s=config.lease_ttl_s,
+            clock=self._clock,
+            rng=self._rng,
+        )
         self._checks = ShadowChecks(
             self.resolver.verifier, tasks.values(), self.counters, self._clock, self._rng
         )
@@ -191,6 +200,10 @@ class Worker:
                 for name, task in self._task_table.items()
                 if (budget := task.budget) is not None
             },
+            quotas={
+                model: QuotaVitals(quota.slots, quota.granted, quota.waited_s)
+                for model, quota in self._quotas.by_model.items()
+            },
             memory_bytes=memory.size_bytes,
             memory_entries=len(memory),
             memory_evictions=memory.evictions,
@@ -218,7 +231,11 @@ class Worker:
             await self._rules.follow()  # before the first job
             with suppress(RedisError, OSError):  # else it goes by what it spends itself
                 await self.budgets.flush()
-            async with self.resolver.running(), anyio.create_task_group() as tasks:
+            async with (
+                self._quotas.running(),
+                self.resolver.running(),
+                anyio.create_task_group() as tasks,
+            ):
                 intakes = self._start(tasks)
                 log.info("worker started", consumer=self.consumer, shards=len(self._tags))
                 try:
