@@ -27,7 +27,7 @@ from askonce_worker.flights import FlightEnd
 from askonce_worker.observe.backlog import Backlog, LaneState, ShardState
 from askonce_worker.observe.counters import Counters
 from askonce_worker.observe.families import BY_TASK, BY_WORKER
-from askonce_worker.observe.health import Health, Limits, ShardVitals, Vitals
+from askonce_worker.observe.health import Health, Limits, ModelVitals, ShardVitals, Vitals
 from askonce_worker.observe.histogram import CALL_BOUNDS_S, Histogram
 from askonce_worker.observe.lag import LoopLag
 from askonce_worker.observe.metrics import Exposition, WorkerMetrics
@@ -57,6 +57,10 @@ VITALS = Vitals(
     flights=5,
     leases=4,
     slots_in_use={"gpt": 2, "local": 0},
+    models={
+        "gpt": ModelVitals(circuit="half_open", openings=2, probes=5, limit=4),
+        "local": ModelVitals(circuit="closed", openings=0, probes=0, limit=32),
+    },
     memory_bytes=1000,
     memory_entries=2,
     memory_evictions=6,
@@ -272,6 +276,10 @@ async def test_gauges_of_the_worker(rig: Rig) -> None:
     assert rig.values("askonce_last_read_age_seconds") == {("0",): 0.25}  # never is not 0
     assert rig.values("askonce_outbox_replies") == {("0",): 3, ("1",): 0}
     assert rig.values("askonce_model_slots_in_use") == {("gpt",): 2, ("local",): 0}
+    assert rig.values("askonce_model_breaker_state") == {("gpt",): 1, ("local",): 0}
+    assert rig.values("askonce_model_breaker_openings_total") == {("gpt",): 2, ("local",): 0}
+    assert rig.values("askonce_model_probes_total") == {("gpt",): 5, ("local",): 0}
+    assert rig.values("askonce_model_concurrency_limit") == {("gpt",): 4, ("local",): 32}
     for name, value in (
         *(("deliveries_held", 7), ("flights_in_progress", 5), ("leases_held", 4)),
         *(("memory_tier_bytes", 1000), ("memory_tier_entries", 2)),

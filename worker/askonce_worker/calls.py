@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import anyio
 import msgspec
 import structlog
 
@@ -78,7 +77,7 @@ class Calls:
     """Asks models on behalf of flights.
 
     `answered` takes the answer of a flight; `ask_again` takes a flight back whose lease was lost
-    before it had an answer.
+    before it had an answer, `step_back` one whose model may not be asked now.
     """
 
     def __init__(
@@ -91,6 +90,7 @@ class Calls:
         counters: Counters,
         answered: Callable[[Flight, NewAnswer], None],
         ask_again: Callable[[Flight], None],
+        step_back: Callable[[Flight], None],
     ) -> None:
         self._tier = tier
         self._rng = rng
@@ -99,13 +99,14 @@ class Calls:
         self._counters = counters
         self._answered = answered
         self._ask_again = ask_again
+        self._step_back = step_back
 
     async def fly(self, flight: Flight) -> None:
         """Ask until there is an answer or a reason to stop; never raises but for cancellation."""
         alone = flight.token is None
         reason = _reason(flight)
         apart = flight.attempt > 1
-        while True:
+        while flight.task.backend.availability.admits():
             try:
                 answer = await self.ask(Call.of(flight, reason, apart=apart))
             except Rejection as failure:
@@ -116,21 +117,34 @@ class Calls:
                 await self._reject(flight, failure, remember_s)
                 return
             except TransientFailure as failure:
-                if flight.attempt >= flight.task.retry.max_attempts:
-                    await self._reject(flight, failure, flight.task.remember_exhausted_s)
+                if not await self._ready_for_retry(flight, failure, alone=alone):
                     return
-                delay_s = flight.task.retry.delay_s(
-                    flight.attempt, failure.retry_after_s, self._rng
-                )
-                await anyio.sleep(delay_s)
-                if not await self._may_try_again(flight, alone=alone):
-                    self._ask_again(flight)
-                    return
-                reason = "retry"
+                reason, flight.asked = "retry", True
                 apart = failure.code != "rate_limited"
             else:
                 self._answered(flight, answer)
                 return
+        await self._give_way(flight)
+
+    async def _ready_for_retry(
+        self, flight: Flight, failure: TransientFailure, *, alone: bool
+    ) -> bool:
+        """Wait for the next attempt; False when there is none, and the flight was seen to."""
+        task = flight.task
+        if task.backend.outage:
+            await self._give_way(flight, forgiven=True)
+            return False
+        if flight.attempt >= task.retry.max_attempts:
+            await self._reject(flight, failure, task.remember_exhausted_s)
+            return False
+        delay_s = task.retry.delay_s(flight.attempt, failure.retry_after_s, self._rng)
+        if await task.backend.availability.pause(delay_s):
+            await self._give_way(flight, forgiven=True)
+            return False
+        if not await self._may_try_again(flight, alone=alone):
+            self._ask_again(flight)
+            return False
+        return True
 
     async def ask(self, call: Call) -> NewAnswer:
         """Ask a model once, counted and logged. Raises `ModelFailure`."""
@@ -149,7 +163,7 @@ class Calls:
         )
         outcome: Answer | ModelFailure | None = None
         part = Part(alone=call.apart)
-        task.backend.began()
+        ticket = task.backend.began()
         try:
             with self._counters.model_call(task.backend.name):
                 outcome = answer = await _in_a_task_of_its_own(
@@ -175,7 +189,7 @@ class Calls:
             outcome = TransientFailure("model_failed", f"{type(error).__name__}: {error}")
             raise outcome from error
         finally:
-            task.backend.ended(outcome)
+            task.backend.ended(outcome, call.key, ticket)
             if part.requests:
                 self._counters.count(task.name, "model_requests", part.requests)
             self._counters.paid(task.name, task.price, call.payer, calls=part.share)
@@ -214,27 +228,39 @@ class Calls:
     async def _reject(self, flight: Flight, failure: ModelFailure, remember_s: float) -> None:
         """Remember the failure for other processes, then tell everyone who waits here."""
         error = ErrorInfo(failure.code, failure.message)
-        await self._release(flight, error, remember_s)
+        if flight.token is not None:
+            remember = Release(
+                flight.key,
+                flight.token,
+                "R" if remember_s > 0 else "",
+                int(remember_s * 1000),
+                msgspec.json.encode(error),
+            )
+            await self._release(flight, remember)
         if flight.taken_over and flight.spare is None and remember_s > 0 and flight.wants_spare:
             # Who takes a lease over is told of no answer that may stand in: the look-up tells.
-            flight.token, flight.taken_over = None, False
+            flight.taken_over = False
             self._ask_again(flight)
             return
         end = FlightEnd.REJECTED if isinstance(failure, Rejection) else FlightEnd.EXHAUSTED
         cause = failure.__cause__ if isinstance(failure.__cause__, Exception) else failure
         self._landing.fail(flight, error, end, cause)
 
-    async def _release(self, flight: Flight, error: ErrorInfo, remember_s: float) -> None:
-        if flight.token is None:
-            return
+    async def _give_way(self, flight: Flight, *, forgiven: bool = False) -> None:
+        """Wait for room at the model without slot and lease; `forgiven`: as if never asked."""
+        task = flight.task
+        self._counters.count(task.name, "given_way")
+        if forgiven:
+            flight.attempt, flight.asked = 1, True
+        if flight.token is not None:
+            kind: Literal["", "A"] = "A" if flight.asked and flight.attempt == 1 else ""
+            remember_ms = int(REMEMBER_ATTEMPTS_S * 1000)
+            await self._release(flight, Release(flight.key, flight.token, kind, remember_ms))
+        self._step_back(flight)
+
+    async def _release(self, flight: Flight, release: Release) -> None:
         self._leases.drop(flight)
-        release = Release(
-            flight.key,
-            flight.token,
-            "R" if remember_s > 0 else "",
-            int(remember_s * 1000),
-            msgspec.json.encode(error),
-        )
+        flight.token = None
         try:
             await self._tier.release(flight.shard, [release])
         except StoreUnavailable:
@@ -243,6 +269,8 @@ class Calls:
 
 def _reason(flight: Flight) -> str:
     """Why the model is asked the first time."""
+    if flight.asked and not flight.takeover:
+        return "retry"
     if flight.token is None or not flight.may_keep:
         return "bypass"
     if flight.takeover:

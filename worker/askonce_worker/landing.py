@@ -91,15 +91,35 @@ class Landing:
     ) -> None:
         """No answer: everyone who waits is told why, or gets one that may stand in."""
         self._end(flight, end)
-        spare, now = flight.spare, self._clock.monotonic()
-        for ask in flight.asks:
-            if spare is not None and self._may_stand_in(spare, ask, now):
+        for ask in self._left_by(flight.spare, flight.asks):
+            self._counters.count(flight.task.name, "errors")
+            ask.failed(error, cause)
+
+    def stand_in(self, flight: Flight, spare: Entry) -> None:
+        """The model is down: serve those who wait and accept a stale answer then.
+
+        A flight that has not taken off, and for which nobody waits then, has landed.
+        """
+        unkept = not flight.may_keep
+        flight.asks = self._left_by(spare, flight.asks)
+        if flight.asks:
+            return
+        if flight.flying:
+            flight.unkept = unkept
+        else:
+            self._end(flight, FlightEnd.HIT)
+
+    def _left_by(self, spare: Entry | None, asks: Sequence[Ask]) -> list[Ask]:
+        """Serve those for whom a stale answer may stand in; return the others."""
+        now, left = self._clock.monotonic(), list[Ask]()
+        for ask in asks:
+            if spare is not None and self.may_stand_in(spare, ask, now):
                 self.serve([ask], spare, "stale", now)
             else:
-                self._counters.count(flight.task.name, "errors")
-                ask.failed(error, cause)
+                left.append(ask)
+        return left
 
-    def _may_stand_in(self, spare: Entry, ask: Ask, now: float) -> bool:
+    def may_stand_in(self, spare: Entry, ask: Ask, now: float) -> bool:
         """Whether a stale answer may be served instead of an error.
 
         It was valid when the store was asked; what was invalidated since is for the stamps to say.

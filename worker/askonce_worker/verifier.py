@@ -96,8 +96,8 @@ class Verifier:
 
         The slot goes to the next call of `verify`. A model with one slot is asked when it is idle.
         """
-        spare = backend.in_flight < max(1, backend.slots // 2)
-        if not spare or self._room.is_wanted(backend):
+        spare = backend.in_flight < max(1, backend.slots // 2) and backend.free_slots > 0
+        if not spare or backend.outage or self._room.is_wanted(backend):
             return False
         backend.in_flight += 1
         return True

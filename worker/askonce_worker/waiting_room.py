@@ -20,6 +20,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from askonce_queue.answer_scripts import Release
 from askonce_queue.errors import StoreUnavailable
 from askonce_queue.reply import ErrorInfo
+from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.stamps import Stamps
 from askonce_worker.cache.store_tier import (
     Batch,
@@ -29,6 +30,7 @@ from askonce_worker.cache.store_tier import (
     Leased,
     Rejected,
     Result,
+    Spared,
     StoreTier,
     Uncacheable,
 )
@@ -45,6 +47,8 @@ PATIENCE_S = 0.25
 """How long a look-up may take: then its shard is silent, and makes room for the others."""
 LONGEST_SLOT_BACKOFF_S = 1.0
 """For flights that wait for a slot of ours: a freed slot wakes them, polling only finds luck."""
+LONGEST_OUTAGE_BACKOFF_S = 10.0
+"""The same while their model is down."""
 
 log = structlog.get_logger("askonce.waiting_room")
 
@@ -77,6 +81,8 @@ class WaitingRoom:
         self._queues = [DueQueue() for _ in range(shards)]
         self._for_slot: defaultdict[str, deque[Flight]] = defaultdict(deque)
         self._alone: defaultdict[str, deque[Flight]] = defaultdict(deque)
+        self._alone_was_last: set[str] = set()
+        """Models for which one that waits alone was woken last."""
 
     def enter(self, flight: Flight) -> None:
         """Ask about `flight` with the next batch."""
@@ -94,6 +100,8 @@ class WaitingRoom:
             backend.in_flight += 1
             flight.flying = True
             self._take_off(flight)
+        elif flight.may_defer():
+            self._landing.defer(flight)
         elif not flight.waits_alone:
             flight.waits_alone = True
             self._alone[backend.name].append(flight)
@@ -124,21 +132,26 @@ class WaitingRoom:
             backend.when_opened.append(self.opened)
 
     def _wake_next(self, backend: Backend) -> bool:
-        """Serve the next that waits for a slot; False when nobody does."""
-        alone = self._alone[backend.name]
-        if alone:
+        """Serve the next that waits for a slot; False when nobody does.
+
+        Those that need a lease and those that need none take turns: what always fails as a probe
+        must not be the only one that is tried.
+        """
+        alone, waiting = self._alone[backend.name], self._for_slot[backend.name]
+        if alone and not (waiting and backend.name in self._alone_was_last):
+            self._alone_was_last.add(backend.name)
             flight = alone.popleft()
             flight.waits_alone = False
             self.enter_alone(flight)
             return True
-        waiting = self._for_slot[backend.name]
+        self._alone_was_last.discard(backend.name)
         while waiting:
             flight = waiting.popleft()
             flight.waits_for_slot = False
             if not (flight.landed or flight.flying):
                 self.enter(flight)
                 return True
-        return False
+        return bool(alone) and self._wake_next(backend)
 
     async def run(self, shard: int) -> None:
         """Ask about what is due, for ever; what comes while one batch is asked is the next."""
@@ -265,10 +278,7 @@ class WaitingRoom:
         """Send a flight where its result says; one that is leased has its slot."""
         match result:
             case Hit(entry):
-                late = flight.split_late(entry, self._clock.monotonic(), self._stamps)
-                self._landing.hit(flight, entry)
-                if late:
-                    self._resolve(late)
+                self._hit(flight, entry)
             case Leased():
                 self._hold(flight, result)
             case _ if flight.only_if_cached:
@@ -284,8 +294,24 @@ class WaitingRoom:
                 self._landing.fail(flight, error, FlightEnd.REJECTED)
             case Uncacheable():
                 self.enter_alone(flight)
+            case Spared():
+                self._stand_in(flight, result)
             case None:
                 self._ask_later(flight, LONGEST_SLOT_BACKOFF_S)
+
+    def _hit(self, flight: Flight, entry: Entry) -> None:
+        """Land; those who joined too late to be served this are looked at anew."""
+        late = flight.split_late(entry, self._clock.monotonic(), self._stamps)
+        self._landing.hit(flight, entry)
+        if late:
+            self._resolve(late)
+
+    def _stand_in(self, flight: Flight, spared: Spared) -> None:
+        """While the model is down, serve what there is to those who take it; the others wait."""
+        if flight.task.backend.outage:
+            self._landing.stand_in(flight, spared.spare)
+        if not flight.landed:
+            self._sort(flight, spared.result)
 
     def _hold(self, flight: Flight, lease: Leased) -> None:
         """Take off; where a stale answer will do, those who wait have it already."""
@@ -295,6 +321,8 @@ class WaitingRoom:
             flight.unkept = not flight.may_keep
             self._landing.serve_stale(flight, lease.stale)
             flight.asks = late
+        elif lease.spare is not None and flight.task.backend.outage:
+            self._landing.stand_in(flight, lease.spare)  # it is a probe: it may take long to fail
         self._take_off(flight)
 
     def _wait_for_slot(self, flight: Flight) -> None:
@@ -305,7 +333,8 @@ class WaitingRoom:
             flight.waits_for_slot = True
             self._for_slot[flight.task.backend.name].append(flight)
             self._listen_to(flight.task.backend)
-        self._ask_later(flight, LONGEST_SLOT_BACKOFF_S)
+        outage = flight.task.backend.outage
+        self._ask_later(flight, LONGEST_OUTAGE_BACKOFF_S if outage else LONGEST_SLOT_BACKOFF_S)
 
     async def _lose_patience(self, shard: int, flights: list[Flight]) -> None:
         """Take over the leases for which flights have waited too long, as slots allow."""

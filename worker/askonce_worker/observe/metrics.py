@@ -26,8 +26,10 @@ from askonce_worker.observe.backlog import Backlog, LaneState
 from askonce_worker.observe.counters import Counters
 from askonce_worker.observe.families import BY_TASK, BY_WORKER, Family
 from askonce_worker.observe.fields import WORKER
-from askonce_worker.observe.health import Health, Signs, Verdict
+from askonce_worker.observe.health import Health, ModelVitals, Signs, Verdict
 from askonce_worker.observe.histogram import CALL_BOUNDS_S, Histogram
+
+_CIRCUITS = ("closed", "half_open", "open")
 
 
 class WorkerMetrics(Collector):
@@ -123,6 +125,33 @@ class WorkerMetrics(Collector):
         for model, in_use in vitals.slots_in_use.items():
             slots.add_metric([model], in_use)
         yield slots
+        yield from self._of_models(vitals.models)
+
+    def _of_models(self, models: Mapping[str, ModelVitals]) -> Iterator[Metric]:
+        limit = GaugeMetricFamily(
+            "askonce_model_concurrency_limit",
+            "Calls at once that a model may be asked now.",
+            labels=["model"],
+        )
+        state = GaugeMetricFamily(
+            "askonce_model_breaker_state",
+            "Whether a model is asked: 0 yes, 1 probes only, 2 no.",
+            labels=["model"],
+        )
+        openings = CounterMetricFamily(
+            "askonce_model_breaker_openings",
+            "How often a model was held for dead.",
+            labels=["model"],
+        )
+        probes = CounterMetricFamily(
+            "askonce_model_probes", "Calls that tried whether a model is back.", labels=["model"]
+        )
+        for name, model in models.items():
+            limit.add_metric([name], model.limit)
+            state.add_metric([name], _CIRCUITS.index(model.circuit))
+            openings.add_metric([name], model.openings)
+            probes.add_metric([name], model.probes)
+        yield from (limit, state, openings, probes)
 
     def _of_process(self, signs: Signs) -> Iterator[Metric]:
         vitals = signs.vitals

@@ -176,6 +176,10 @@ class Worker:
             slots_in_use={
                 task.backend.name: task.backend.in_flight for task in self._task_table.values()
             },
+            models={
+                task.backend.name: task.backend.availability.vitals(task.backend.slots)
+                for task in self._task_table.values()
+            },
             memory_bytes=memory.size_bytes,
             memory_entries=len(memory),
             memory_evictions=memory.evictions,
