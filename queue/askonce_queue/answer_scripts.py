@@ -49,11 +49,13 @@ class Fill(NamedTuple):
 
 
 class Release(NamedTuple):
-    """One lease to give back; kind '' remembers nothing, 'R' a rejection, 'U' uncacheable."""
+    """One lease to give back; kind '' remembers nothing new, 'R' a rejection, 'U' uncacheable; 'A'
+    that a model was asked, and forgets the attempts that were counted.
+    """
 
     digest: bytes
     token: bytes
-    kind: Literal["", "R", "U"] = ""
+    kind: Literal["", "A", "R", "U"] = ""
     remember_ms: int = 0
     error: bytes = b""
 
@@ -81,6 +83,11 @@ class Demand(NamedTuple):
         """As `look_up.lua` reads it."""
         flags = self.cached_only + 2 * self.anew + 4 * self.spare
         return _DEMAND.pack(flags, self.max_age_ms, self.least_left_ms)
+
+
+def at_once(demand: bytes) -> bytes:
+    """A packed demand of somebody whose model is down: a spare is told also without a lease."""
+    return bytes([demand[0] | 8]) + demand[1:] if demand[0] & 4 else demand
 
 
 def look_up(

@@ -290,6 +290,7 @@ base_url = "{first}"
 model = "model-1"
 timeout_s = 5
 price = {{ per_call = 2.0 }}
+breaker = {{ open_s = 0.2 }}
 
 [models.second]
 kind = "openai"
@@ -335,17 +336,23 @@ async def test_over_http(store: redis.asyncio.Redis, store_url: str, tmp_path: P
                 apart = await answered(tenant="acme", cache=CacheControl(namespace="mine"))
                 assert apart.source == "model"
                 async with ModelServer(port=port, **texts):
-                    reply = await answered()
-                    assert (reply.source, reply.cost) == ("model", 2.0)
-                    assert reply.answer.model == "model-1"  # type: ignore[union-attr]
+
+                    async def asked_anew() -> Reply | None:
+                        reply = await answered()  # from memory, until the next one is a probe
+                        return reply if reply.source == "model" else None
+
+                    back = await eventually(asked_anew)
+                    assert isinstance(back, Reply)
+                    assert back.cost == 2.0
+                    assert back.answer.model == "model-1"  # type: ignore[union-attr]
             counts = worker.counters.since_start()
-            assert counts["tone", "fallbacks"] == 2
-            assert counts["tone", "spent_nano"] == 5_000_000_000 + 2_000_000_000
-            assert counts["tone", "lane_interactive_calls"] == 5
-            assert counts["tone", "lane_interactive_spent_nano"] == 7_000_000_000
+            assert counts["tone", "fallbacks"] >= 2
+            assert counts["tone", "spent_nano"] == 5_000_000_000
+            assert counts["tone", "lane_interactive_calls"] == 4
+            assert counts["tone", "lane_interactive_spent_nano"] == 5_000_000_000
             budget = tasks["tone"].budget
             assert budget is not None
-            assert budget.spent_nano == 7_000_000_000
+            assert budget.spent_nano == 5_000_000_000
             assert worker.vitals().slots_in_use == {"first": 0, "second": 0}
 
 

@@ -133,9 +133,9 @@ class FleetWorker:
                     fleet.in_flight -= 1
                 if fleet.rng.random() >= fleet.failing:
                     break
-                backend.ended(TransientFailure("unavailable", "it failed"))
+                backend.ended(TransientFailure("unavailable", "it failed"), b"", 0)
                 await asyncio.sleep(fleet.rng.uniform(0, 1))
-            backend.ended(Answer(usage=Usage(input_tokens=tokens)))
+            backend.ended(Answer(usage=Usage(input_tokens=tokens)), b"", 0)
         finally:
             backend.in_flight -= 1
         self.waiting += fleet.endless

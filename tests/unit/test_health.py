@@ -15,6 +15,7 @@ from askonce_worker.observe.health import (
     READY_READ_AGE_S,
     Health,
     Limits,
+    ModelVitals,
     ShardVitals,
     Signs,
     Vitals,
@@ -49,6 +50,20 @@ def signs(given: Vitals, *, lag_s: float = 0.0, **unread_s: float) -> Signs:
 def test_a_worker_that_serves_is_live_and_ready() -> None:
     assert live(signs(vitals(), s0=0.2), LIMITS) == (True, ())
     assert ready(signs(vitals(), s0=0.2), LIMITS) == (True, ())
+
+
+def test_a_model_that_is_down_is_told_and_makes_no_worker_unfit() -> None:
+    down = {
+        name: ModelVitals(circuit=circuit, openings=1, probes=0, limit=1)
+        for name, circuit in {"a": "open", "b": "closed", "c": "half_open"}.items()
+    }
+    given = vitals(models=down)
+    assert ready(signs(given, s0=0.2), LIMITS) == (True, ())
+    health = Health(lambda: given, LoopLag(FrozenClock()), LIMITS, FrozenClock())
+    assert [note.split(":")[0] for note in health.notes()] == [
+        "model a is down",
+        "model c is down",
+    ]
 
 
 @pytest.mark.parametrize(

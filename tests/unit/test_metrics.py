@@ -27,7 +27,14 @@ from askonce_worker.flights import FlightEnd
 from askonce_worker.observe.backlog import Backlog, LaneState, ShardState
 from askonce_worker.observe.counters import Counters
 from askonce_worker.observe.families import BY_TASK, BY_WORKER
-from askonce_worker.observe.health import Health, Limits, QuotaVitals, ShardVitals, Vitals
+from askonce_worker.observe.health import (
+    Health,
+    Limits,
+    ModelVitals,
+    QuotaVitals,
+    ShardVitals,
+    Vitals,
+)
 from askonce_worker.observe.histogram import CALL_BOUNDS_S, Histogram
 from askonce_worker.observe.lag import LoopLag
 from askonce_worker.observe.metrics import Exposition, WorkerMetrics
@@ -59,6 +66,10 @@ VITALS = Vitals(
     slots_in_use={"gpt": 2, "local": 0},
     budgets={"intent": (3.5, 5.0)},
     quotas={"gpt": QuotaVitals(slots=3, calls=40, waited_s=1.5)},
+    models={
+        "gpt": ModelVitals(circuit="half_open", openings=2, probes=5, limit=4),
+        "local": ModelVitals(circuit="closed", openings=0, probes=0, limit=32),
+    },
     memory_bytes=1000,
     memory_entries=2,
     memory_evictions=6,
@@ -277,6 +288,10 @@ async def test_gauges_of_the_worker(rig: Rig) -> None:
     assert rig.values("askonce_model_limit_slots") == {("gpt",): 3}
     assert rig.values("askonce_model_limit_calls_granted_total") == {("gpt",): 40}
     assert rig.values("askonce_model_limit_wait_seconds_total") == {("gpt",): 1.5}
+    assert rig.values("askonce_model_breaker_state") == {("gpt",): 1, ("local",): 0}
+    assert rig.values("askonce_model_breaker_openings_total") == {("gpt",): 2, ("local",): 0}
+    assert rig.values("askonce_model_probes_total") == {("gpt",): 5, ("local",): 0}
+    assert rig.values("askonce_model_concurrency_limit") == {("gpt",): 4, ("local",): 32}
     for name, value in (
         *(("deliveries_held", 7), ("flights_in_progress", 5), ("leases_held", 4)),
         *(("memory_tier_bytes", 1000), ("memory_tier_entries", 2)),

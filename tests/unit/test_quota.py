@@ -103,7 +103,7 @@ async def test_a_call_that_is_tried_again_waits_for_its_turn_and_comes_first() -
     rig.grant(calls=1)
     await rig.quota.admit()
     rig.backend.began()
-    rig.backend.ended(TransientFailure("unavailable", "it failed"))
+    rig.backend.ended(TransientFailure("unavailable", "it failed"), b"", 0)
     retry = asyncio.create_task(rig.quota.admit())
     await asyncio.sleep(0)
     rig.clock.now += 1
@@ -127,9 +127,9 @@ def test_what_calls_have_used_is_told_once() -> None:
     rig.grant(calls=3)
     for _ in range(3):
         rig.backend.began()
-    rig.backend.ended(Answer(usage=Usage(input_tokens=7, output_tokens=5)))
-    rig.backend.ended(Answer())
-    rig.backend.ended(None)
+    rig.backend.ended(Answer(usage=Usage(input_tokens=7, output_tokens=5)), b"", 0)
+    rig.backend.ended(Answer(), b"", 0)
+    rig.backend.ended(None, b"", 0)
     assert rig.quota.due() < math.inf
     rig.clock.now += 1
     told = rig.quota.request()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -16,20 +17,26 @@ from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.cache.normalize import normalizer
 from askonce_worker.cache.policy import Policy
 from askonce_worker.cache.sources import Sources
+from askonce_worker.clock import SystemClock
 from askonce_worker.config import (
     AnthropicModelConfig,
     ApiModelConfig,
     BatchConfig,
     HitLogConfig,
+    ModelConfig,
     PriceConfig,
     PythonModelConfig,
     Settings,
     TaskConfig,
 )
+from askonce_worker.models.adaptive import AdaptiveLimit
 from askonce_worker.models.anthropic import AnthropicMessages
+from askonce_worker.models.availability import Availability
 from askonce_worker.models.batching import BatchedModel, ManyModel
 from askonce_worker.models.chat import ChatCompletions
+from askonce_worker.models.circuit import CircuitBreaker, CircuitPolicy
 from askonce_worker.models.fresh_key import FreshKey
+from askonce_worker.models.hold import Hold
 from askonce_worker.models.http_many import HttpManyModel, ManyDialect
 from askonce_worker.models.http_model import Dialect, HttpModel
 from askonce_worker.models.moderations import Moderations
@@ -81,9 +88,36 @@ async def open_models(settings: Settings) -> AsyncGenerator[dict[str, Backend]]:
             attempt_s = config.timeout_s + settings.worker.lease_ttl_s
             patience_s = PATIENCE_FACTOR * attempts * attempt_s
             backends[name] = Backend(
-                name, model, config.max_concurrency, patience_s, shared=config.limits
+                name,
+                model,
+                config.max_concurrency,
+                patience_s,
+                shared=config.limits,
+                availability=build_availability(name, config, attempts),
             )
         yield backends
+
+
+def build_availability(name: str, config: ModelConfig, attempts: int) -> Availability:
+    """What decides whether a model may be asked; a question may fail `attempts` times."""
+    clock, breaker = SystemClock(), None
+    if config.breaker is not None and config.breaker.enabled:
+        policy = CircuitPolicy(
+            failures=config.breaker.failures,
+            # Of a lone question, too, it is to open before its attempts are used up.
+            unreachable=min(2, attempts, config.breaker.failures),
+            open_s=config.breaker.open_s,
+            longest_open_s=config.breaker.longest_open_s,
+            probes=config.breaker.probes,
+        )
+        breaker = CircuitBreaker(policy, clock, random.Random())
+    return Availability(
+        name,
+        clock=clock,
+        breaker=breaker,
+        adaptive=AdaptiveLimit(config.max_concurrency) if config.adaptive else None,
+        hold=Hold(clock, RetryPolicy().retry_after_cap_s),
+    )
 
 
 def build_model(settings: Settings, name: str, session: aiohttp.ClientSession) -> Model:

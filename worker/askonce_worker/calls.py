@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import anyio
 import msgspec
 import structlog
 
@@ -21,12 +20,12 @@ from askonce_queue.reply import Answer, ErrorInfo
 from askonce_worker.cache.entry import encode_body, encode_json
 from askonce_worker.cache.store_tier import StoreTier
 from askonce_worker.flights import Flight, FlightEnd
-from askonce_worker.landing import DEADLINE_EXCEEDED, Landing
+from askonce_worker.landing import Landing
 from askonce_worker.leases import Leases
 from askonce_worker.models.batching import Part
 from askonce_worker.models.protocol import ModelFailure, Question, Rejection, TransientFailure
 from askonce_worker.observe.counters import Counters
-from askonce_worker.tasks import Task
+from askonce_worker.tasks import Backend, Task
 
 REMEMBER_ATTEMPTS_S = 60.0
 
@@ -93,7 +92,7 @@ class Calls:
     """Asks models on behalf of flights.
 
     `answered` takes the answer of a flight; `ask_again` takes a flight back whose lease was lost
-    before it had an answer.
+    before it had an answer, `step_back` one whose model may not be asked now.
     """
 
     def __init__(
@@ -106,6 +105,7 @@ class Calls:
         counters: Counters,
         answered: Callable[[Flight, NewAnswer], None],
         ask_again: Callable[[Flight], None],
+        step_back: Callable[[Flight], None],
     ) -> None:
         self._tier = tier
         self._rng = rng
@@ -114,13 +114,14 @@ class Calls:
         self._counters = counters
         self._answered = answered
         self._ask_again = ask_again
+        self._step_back = step_back
 
     async def fly(self, flight: Flight) -> None:
         """Ask until there is an answer or a reason to stop; never raises but for cancellation."""
         alone = flight.token is None
         reason = _reason(flight)
         apart = flight.attempt > 1
-        while True:
+        while await self.admitted(flight.task.backend):
             if self._landing.tell_late(flight):
                 await self._abandon(flight)
                 return
@@ -138,27 +139,50 @@ class Calls:
                 return
             except TransientFailure as failure:
                 given_up = flight.task.fallback is not None and flight.task.backend.down
-                if given_up or flight.attempt >= flight.task.retry.max_attempts:
+                if given_up:
                     await self._reject(flight, failure, flight.task.remember_exhausted_s)
                     return
-                delay_s = flight.task.retry.delay_s(
-                    flight.attempt, failure.retry_after_s, self._rng
-                )
-                await anyio.sleep(delay_s)
-                if not await self._may_try_again(flight, alone=alone):
-                    self._ask_again(flight)
+                if not await self._ready_for_retry(flight, failure, alone=alone):
                     return
-                reason = "retry"
+                reason, flight.asked = "retry", True
                 apart = failure.code != "rate_limited"
             else:
                 self._answered(flight, answer)
                 return
+        await self._give_way(flight)
+
+    async def _ready_for_retry(
+        self, flight: Flight, failure: TransientFailure, *, alone: bool
+    ) -> bool:
+        """Wait for the next attempt; False when there is none, and the flight was seen to."""
+        task = flight.task
+        if task.backend.outage:
+            await self._give_way(flight, forgiven=True)
+            return False
+        if flight.attempt >= task.retry.max_attempts:
+            await self._reject(flight, failure, task.remember_exhausted_s)
+            return False
+        delay_s = task.retry.delay_s(flight.attempt, failure.retry_after_s, self._rng)
+        if await task.backend.availability.pause(delay_s):
+            await self._give_way(flight, forgiven=True)
+            return False
+        if not await self._may_try_again(flight, alone=alone):
+            self._ask_again(flight)
+            return False
+        return True
+
+    async def admitted(self, backend: Backend) -> bool:
+        """Wait for a call of what workers share; False if the model may not be asked then.
+
+        The call is to begin before anything else is awaited.
+        """
+        if backend.admission is not None:
+            await backend.admission.admit()
+        return backend.availability.admits()
 
     async def ask(self, call: Call) -> NewAnswer:
-        """Ask a model once, counted and logged. Raises `ModelFailure`."""
+        """Ask a model once that has `admitted` it, counted and logged. Raises `ModelFailure`."""
         task, reason = call.task, call.reason
-        if task.backend.admission is not None:
-            await task.backend.admission.admit()
         if task.over_budget:
             raise OverBudget.of(task)
         self._counters.count(task.name, "model_calls")
@@ -178,7 +202,7 @@ class Calls:
         )
         outcome: Answer | ModelFailure | None = None
         part = Part(alone=call.apart)
-        task.backend.began()
+        ticket = task.backend.began()
         try:
             with self._counters.model_call(task.backend.name):
                 outcome = answer = await _in_a_task_of_its_own(
@@ -204,7 +228,9 @@ class Calls:
             outcome = TransientFailure("model_failed", f"{type(error).__name__}: {error}")
             raise outcome from error
         finally:
-            task.backend.ended(outcome)
+            # What has failed is one request, whatever was asked in it.
+            beside = isinstance(outcome, TransientFailure) and not part.requests
+            task.backend.ended(None if beside else outcome, call.key, ticket)
             if part.requests:
                 self._counters.count(task.name, "model_requests", part.requests)
             cost_nano += self._paid(call, calls=part.share)
@@ -254,10 +280,18 @@ class Calls:
     async def _reject(self, flight: Flight, failure: ModelFailure, remember_s: float) -> None:
         """Remember the failure for other processes, then tell everyone who waits here."""
         error = ErrorInfo(failure.code, failure.message)
-        await self._release(flight, error, remember_s)
+        if flight.token is not None:
+            remember = Release(
+                flight.key,
+                flight.token,
+                "R" if remember_s > 0 else "",
+                int(remember_s * 1000),
+                msgspec.json.encode(error),
+            )
+            await self._release(flight, remember)
         if flight.taken_over and flight.spare is None and remember_s > 0 and flight.wants_spare:
             # Who takes a lease over is told of no answer that may stand in: the look-up tells.
-            flight.token, flight.taken_over = None, False
+            flight.taken_over = False
             self._ask_again(flight)
             return
         match failure:
@@ -272,24 +306,28 @@ class Calls:
 
     async def _abandon(self, flight: Flight) -> None:
         """Let others lead: all who waited here have passed their deadlines."""
-        await self._release(flight, DEADLINE_EXCEEDED, 0.0)
-        flight.token = None
+        if flight.token is not None:
+            await self._release(flight, Release(flight.key, flight.token))
         if flight.asks:  # somebody has come meanwhile
             self._ask_again(flight)
         else:
             self._landing.abandon(flight)
 
-    async def _release(self, flight: Flight, error: ErrorInfo, remember_s: float) -> None:
-        if flight.token is None:
-            return
+    async def _give_way(self, flight: Flight, *, forgiven: bool = False) -> None:
+        """Wait for room at the model without slot and lease; `forgiven`: as if never asked."""
+        task = flight.task
+        self._counters.count(task.name, "given_way")
+        if forgiven:
+            flight.attempt, flight.asked = 1, True
+        if flight.token is not None:
+            kind: Literal["", "A"] = "A" if flight.asked and flight.attempt == 1 else ""
+            remember_ms = int(REMEMBER_ATTEMPTS_S * 1000)
+            await self._release(flight, Release(flight.key, flight.token, kind, remember_ms))
+        self._step_back(flight)
+
+    async def _release(self, flight: Flight, release: Release) -> None:
         self._leases.drop(flight)
-        release = Release(
-            flight.key,
-            flight.token,
-            "R" if remember_s > 0 else "",
-            int(remember_s * 1000),
-            msgspec.json.encode(error),
-        )
+        flight.token = None
         try:
             await self._tier.release(flight.shard, [release])
         except StoreUnavailable:
@@ -298,6 +336,8 @@ class Calls:
 
 def _reason(flight: Flight) -> str:
     """Why the model is asked the first time."""
+    if flight.asked and not flight.takeover:
+        return "retry"
     if flight.token is None or not flight.may_keep:
         return "bypass"
     if flight.takeover:

@@ -68,6 +68,24 @@ class BatchConfig(msgspec.Struct, frozen=True):
     """How long the first of them waits for others."""
 
 
+class BreakerConfig(msgspec.Struct, frozen=True):
+    """`[models.NAME.breaker]`: when a model is held for dead, and how it is tried again."""
+
+    enabled: bool = True
+    failures: Count = 8
+    """So many failed calls in a row, of at least three different questions, open it."""
+    open_s: Duration = 1.0
+    """The longest that it is open at first; twice as long after each probe that fails."""
+    longest_open_s: Duration = 30.0
+    """And no longer than that."""
+    probes: Count = 1
+    """Calls at once that try whether the model is back."""
+
+    def __post_init__(self) -> None:
+        if self.longest_open_s < self.open_s:
+            raise ValueError("longest_open_s: expected at least open_s")
+
+
 class LimitsConfig(msgspec.Struct, frozen=True):
     """`[models.NAME.limits]`: what all workers on a store together may ask a model."""
 
@@ -112,6 +130,9 @@ class ApiModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: Duration = 30.0
     max_concurrency: Count = 256
     """Questions in flight in one worker, whether they share requests or not."""
+    adaptive: bool = True
+    """Whether fewer calls are made at once while the model answers 429 or too late."""
+    breaker: BreakerConfig = BreakerConfig()
     price: PriceConfig = PriceConfig()
     batch: BatchConfig | None = None
     """Only for `openai-moderations` and `predict`."""
@@ -154,6 +175,10 @@ class PythonModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: Duration = 30.0
     max_concurrency: Count = 32
     """Questions in flight in one worker, and threads of a `def`."""
+    adaptive: bool = False
+    """Whether fewer calls are made at once while it takes too long."""
+    breaker: BreakerConfig | None = None
+    """Without one, a function that raises fails its question, and nothing else."""
     price: PriceConfig = PriceConfig()
     batch: BatchConfig | None = None
     """Given: the function takes a list of texts, and returns a list as long."""

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+from askonce_queue.answer_scripts import at_once
 from askonce_queue.queue_scripts import LaneName
 from askonce_queue.reply import ErrorInfo, Source
 from askonce_worker.cache.entry import Entry
@@ -151,6 +152,7 @@ class Flight:
 
     __slots__ = (
         "allowed_ttl_s",
+        "asked",
         "asks",
         "attempt",
         "backoff_s",
@@ -196,6 +198,8 @@ class Flight:
         self.began = now
         self.backoff_s = 0.0
         self.attempt = 1
+        self.asked = False
+        """Whether its model was asked in vain before: then the next call is a retry."""
         self.busy_token: bytes | None = None
         self.busy_since = now
         self.refresh = ask.control is not None and ask.control.refresh
@@ -234,6 +238,7 @@ class Flight:
         """Own the fill lease, and be about to fly under it."""
         self.token = lease.token
         self.built = lease.built
+        self.asked |= lease.attempt != 1 and not lease.takeover
         self.attempt = max(self.attempt, lease.attempt)  # its own count too, whoever had the lease
         self.lease_until = self.granted_until = lease.until
         self.takeover = lease.takeover
@@ -275,9 +280,11 @@ class Flight:
     def demand(self) -> bytes | None:
         """What a stored answer must be like for all who wait, packed; `None`: nothing special."""
         if all(ask.control is None and ask.task is self.task for ask in self.asks):
-            return self.task.plain_demand
-        demand = demand_of(ask.control or ask.task.plain_control for ask in self.asks)
-        return demand.pack() if demand is not None else None
+            packed = self.task.plain_demand
+        else:
+            demand = demand_of(ask.control or ask.task.plain_control for ask in self.asks)
+            packed = demand.pack() if demand is not None else None
+        return at_once(packed) if packed is not None and self.task.backend.outage else packed
 
     @property
     def may_keep(self) -> bool:

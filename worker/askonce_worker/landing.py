@@ -101,12 +101,9 @@ class Landing:
         That is a stale one or, where the model is to blame, one of the task's fallback.
         """
         self._end(flight, end)
-        spare, now = flight.spare, self._clock.monotonic()
         elsewhere: list[Ask] = []
-        for ask in flight.asks:
-            if spare is not None and self._may_stand_in(spare, ask, now):
-                self.serve([ask], spare, "stale", now)
-            elif error.code in UNAVAILABLE and ask.task.fallback is not None:
+        for ask in self._left_by(flight.spare, flight.asks):
+            if error.code in UNAVAILABLE and ask.task.fallback is not None:
                 self._counters.count(ask.task.name, "fallbacks")
                 elsewhere.append(Redirected(ask, ask.task.fallback, error))
             elif _of_others(ask, end):
@@ -116,6 +113,30 @@ class Landing:
                 ask.failed(error, cause)
         if elsewhere:
             self._resolve(elsewhere)
+
+    def stand_in(self, flight: Flight, spare: Entry) -> None:
+        """The model is down: serve those who wait and accept a stale answer then.
+
+        A flight that has not taken off, and for which nobody waits then, has landed.
+        """
+        unkept = not flight.may_keep
+        flight.asks = self._left_by(spare, flight.asks)
+        if flight.asks:
+            return
+        if flight.flying:
+            flight.unkept = unkept
+        else:
+            self._end(flight, FlightEnd.HIT)
+
+    def _left_by(self, spare: Entry | None, asks: Sequence[Ask]) -> list[Ask]:
+        """Serve those for whom a stale answer may stand in; return the others."""
+        now, left = self._clock.monotonic(), list[Ask]()
+        for ask in asks:
+            if spare is not None and self.may_stand_in(spare, ask, now):
+                self.serve([ask], spare, "stale", now)
+            else:
+                left.append(ask)
+        return left
 
     def turn_away(self, flight: Flight) -> bool:
         """End a flight that would have to ask its model, if that may not or need not be asked."""
@@ -134,7 +155,7 @@ class Landing:
         down = f"model {flight.task.backend.name!r} is down"
         self.fail(flight, ErrorInfo("unavailable", down), FlightEnd.REDIRECTED)
 
-    def _may_stand_in(self, spare: Entry, ask: Ask, now: float) -> bool:
+    def may_stand_in(self, spare: Entry, ask: Ask, now: float) -> bool:
         """Whether a stale answer may be served instead of an error.
 
         It was valid when the store was asked; what was invalidated since is for the stamps to say.

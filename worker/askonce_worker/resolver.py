@@ -106,6 +106,7 @@ class Resolver:
             counters=self.counters,
             answered=self._fills.put,
             ask_again=self._ask_again,
+            step_back=self._step_back,
         )
         self.verifier = Verifier(
             self._tier,
@@ -189,6 +190,12 @@ class Resolver:
             ):
                 flight.unkept &= control is not None and control.no_store
                 self._landing.serve([ask], stale, "stale", now)
+            elif (
+                (spare := flight.spare) is not None
+                and ask.task.backend.outage
+                and self._landing.may_stand_in(spare, ask, now)
+            ):
+                self._landing.serve([ask], spare, "stale", now)
             else:
                 self._join(flight, ask)
             return
@@ -242,6 +249,19 @@ class Resolver:
         if newer in {None, flight} and flight.asks:
             flight.flying = False
             flight.note_busy(b"", self._clock.monotonic())
+            self._room.enter(flight)
+        else:
+            self._landing.merge(flight, newer or flight, self._join)
+
+    def _step_back(self, flight: Flight) -> None:
+        """Its model may not be asked now: wait for room like those that never took off."""
+        newer = self.flights.get(flight.slot)
+        flight.flying = False
+        if flight.abandoned:
+            self._landing.abandon(flight)
+        elif not flight.leased_once:
+            self._room.enter_alone(flight)
+        elif newer in {None, flight} and flight.asks:
             self._room.enter(flight)
         else:
             self._landing.merge(flight, newer or flight, self._join)

@@ -11,6 +11,7 @@ from askonce_worker.cache.key import KeyMaker
 from askonce_worker.cache.policy import Policy, demand_of
 from askonce_worker.cache.tags import task_tag, version_tag
 from askonce_worker.config import HitLogConfig, LimitsConfig
+from askonce_worker.models.availability import Availability
 from askonce_worker.models.batching import BatchedModel, Part
 from askonce_worker.models.protocol import Model, ModelFailure, Prompt, Question
 from askonce_worker.models.retry import RetryPolicy
@@ -55,6 +56,8 @@ class Backend:
 
     `limits` lower the slots, each for its own reason; one that opens again calls `opened`. They are
     told of requests: a call, unless the model asks several questions in one (`models/batching.py`).
+    `availability` is told of every call, calls `opened` too, and says whether a flight that has its
+    slot may call.
     `shared` is what all workers together may ask; who runs a worker sees to it (`quotas.py`).
     """
 
@@ -67,6 +70,7 @@ class Backend:
         limits: Sequence[Limit] = (),
         *,
         shared: LimitsConfig | None = None,
+        availability: Availability | None = None,
     ) -> None:
         self.name = name
         self.model = model
@@ -75,6 +79,8 @@ class Backend:
         self.patience_s = patience_s
         """How long a waiter waits for another process's leader before it takes the lease over."""
         self.limits = list(limits)
+        self.availability = availability or Availability()
+        self.availability.opened = self.opened
         self.when_opened: list[Callable[[Backend], None]] = []
         """Who is told that there is room again which no returning flight has made."""
         self.shared = shared
@@ -91,7 +97,7 @@ class Backend:
     def free_slots(self) -> int:
         """How many more questions may be in flight; negative while a limit has sunk below."""
         in_flight = self.in_flight
-        room = self.slots - in_flight
+        room = min(self.slots - in_flight, self.availability.room(in_flight))
         for limit in self.limits:
             room = min(room, limit.room(in_flight))
         return room
@@ -100,7 +106,7 @@ class Backend:
         """The free slots, if it were not for one of the limits."""
         in_flight = self.in_flight
         others = [limit.room(in_flight) for limit in self.limits if limit is not one]
-        return min([self.slots - in_flight, *others])
+        return min([self.slots - in_flight, self.availability.room(in_flight), *others])
 
     @property
     def waiting(self) -> int:
@@ -114,8 +120,17 @@ class Backend:
 
     @property
     def down(self) -> bool:
-        """Whether a limit holds the model for dead."""
-        return any(limit.down for limit in self.limits)
+        """Whether it is held for dead: flights should go elsewhere, if they can. One that may be a
+        probe should not.
+        """
+        return self.availability.down or any(limit.down for limit in self.limits)
+
+    @property
+    def outage(self) -> bool:
+        """Whether it is held for dead, be it that it is being probed: failures are not the
+        questions'.
+        """
+        return self.availability.outage
 
     def opened(self) -> None:
         """There may be room again."""
@@ -129,15 +144,19 @@ class Backend:
         part.joins(1, first=True)
         return self.model.ask(prompt, question)
 
-    def began(self) -> None:
-        """A call begins; requests of several questions tell of themselves."""
+    def began(self) -> int:
+        """A call begins; what is returned is for `ended`. Requests of several questions tell limits
+        of themselves.
+        """
         if self._batched is None:
             self._request_began()
+        return self.availability.began()
 
-    def ended(self, outcome: Answer | ModelFailure | None) -> None:
-        """A call has ended, with an answer, a failure, or cancelled."""
+    def ended(self, outcome: Answer | ModelFailure | None, key: bytes, ticket: int) -> None:
+        """A call about `key` has ended, with an answer, a failure, or cancelled."""
         if self._batched is None:
             self._request_ended(outcome)
+        self.availability.ended(outcome, key, ticket)
 
     def _request_began(self) -> None:
         for limit in self.limits:

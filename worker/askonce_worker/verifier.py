@@ -97,7 +97,7 @@ class Verifier:
         The slot goes to the next call of `verify`. A model with one slot is asked when it is idle.
         """
         spare = backend.in_flight < max(1, backend.slots // 2)
-        if not spare or self._room.is_wanted(backend):
+        if not spare or backend.outage or self._room.is_wanted(backend):
             return False
         if backend.free_slots <= 0:
             backend.wanted()
@@ -118,6 +118,8 @@ class Verifier:
         inv = self._stamps.inv(flight.shard)
         comparison: Comparison | None = None
         try:
+            if not await self._calls.admitted(task.backend):
+                return None  # it is down: this is not how to find out whether it is back
             new = await self._calls.ask(Call.of(flight, "verify"))
             if self._stamps.valid(flight.shard, entry.built, entry.tags, ask.tags, ask.key):
                 agrees = agree(entry.answer, new.answer)

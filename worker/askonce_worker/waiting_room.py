@@ -20,6 +20,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from askonce_queue.answer_scripts import Release
 from askonce_queue.errors import StoreUnavailable
 from askonce_queue.reply import ErrorInfo
+from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.stamps import Stamps
 from askonce_worker.cache.store_tier import (
     Batch,
@@ -29,6 +30,7 @@ from askonce_worker.cache.store_tier import (
     Leased,
     Rejected,
     Result,
+    Spared,
     StoreTier,
     Uncacheable,
 )
@@ -47,6 +49,8 @@ PATIENCE_S = 0.25
 """How long a look-up may take: then its shard is silent, and makes room for the others."""
 LONGEST_SLOT_BACKOFF_S = 1.0
 """For flights that wait for a slot of ours: a freed slot wakes them, polling only finds luck."""
+LONGEST_OUTAGE_BACKOFF_S = 10.0
+"""The same while their model is down."""
 
 log = structlog.get_logger("askonce.waiting_room")
 
@@ -98,6 +102,8 @@ class WaitingRoom:
         backend = flight.task.backend
         if self._spare_slots(backend) > 0:
             self._take_off_alone(flight)
+        elif flight.may_defer():
+            self._landing.defer(flight)
         else:
             flight.waits_alone = True
             self._for_slot[backend.name].put(flight)
@@ -314,10 +320,7 @@ class WaitingRoom:
         """Send a flight where its result says; one that is leased has its slot."""
         match result:
             case Hit(entry):
-                late = flight.split_late(entry, self._clock.monotonic(), self._stamps)
-                self._landing.hit(flight, entry)
-                if late:
-                    self._resolve(late)
+                self._hit(flight, entry)
             case Leased():
                 self._hold(flight, result)
             case _ if flight.only_if_cached:
@@ -333,8 +336,24 @@ class WaitingRoom:
                 self._landing.fail(flight, error, FlightEnd.REJECTED)
             case Uncacheable():
                 self.enter_alone(flight)
+            case Spared():
+                self._stand_in(flight, result)
             case None:
                 self._ask_later(flight, LONGEST_SLOT_BACKOFF_S)
+
+    def _hit(self, flight: Flight, entry: Entry) -> None:
+        """Land; those who joined too late to be served this are looked at anew."""
+        late = flight.split_late(entry, self._clock.monotonic(), self._stamps)
+        self._landing.hit(flight, entry)
+        if late:
+            self._resolve(late)
+
+    def _stand_in(self, flight: Flight, spared: Spared) -> None:
+        """While the model is down, serve what there is to those who take it; the others wait."""
+        if flight.task.backend.outage:
+            self._landing.stand_in(flight, spared.spare)
+        if not flight.landed:
+            self._sort(flight, spared.result)
 
     def _hold(self, flight: Flight, lease: Leased) -> None:
         """Take off; where a stale answer will do, those who wait have it already."""
@@ -344,6 +363,8 @@ class WaitingRoom:
             flight.unkept = not flight.may_keep
             self._landing.serve_stale(flight, lease.stale)
             flight.asks = late
+        elif lease.spare is not None and flight.task.backend.outage:
+            self._landing.stand_in(flight, lease.spare)  # it is a probe: it may take long to fail
         self._take_off(flight)
 
     def _wait_for_leader(self, flight: Flight, token: bytes) -> None:
@@ -361,7 +382,8 @@ class WaitingRoom:
             return
         self._for_slot[flight.task.backend.name].put(flight)
         self._listen_to(flight.task.backend)
-        self._ask_later(flight, LONGEST_SLOT_BACKOFF_S)
+        outage = flight.task.backend.outage
+        self._ask_later(flight, LONGEST_OUTAGE_BACKOFF_S if outage else LONGEST_SLOT_BACKOFF_S)
 
     async def _lose_patience(self, shard: int, flights: list[Flight]) -> None:
         """Take over the leases for which flights have waited too long, as slots allow."""

@@ -58,6 +58,8 @@ FIGURES = (
     Figure("stampede_calls", "model calls for the cold keys", max),
     Figure("stampede_asks", "asks that they answered"),
     Figure("stampede_s", "first ask → last answer, s"),
+    Figure("dead_model_ratio", "hits/s with 5 % misses while the model is dead, over hits/s alone"),
+    Figure("dead_model_hits_per_s", "the former of these"),
     Figure("store_bytes_per_answer", "used_memory for distinct label answers, all in"),
 )
 """In the order of the report."""
@@ -70,6 +72,7 @@ def goals(plan: Plan) -> dict[str, Goal]:
         "worker_to_floor": Goal("≤", 2.5),
         "latency_ms_p99": Goal("≤", 5),
         "stampede_calls": Goal("=", plan.cold_keys),
+        "dead_model_ratio": Goal("≥", 0.9),
         "store_bytes_per_answer": Goal("≤", 250),
     }
 

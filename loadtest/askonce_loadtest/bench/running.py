@@ -14,6 +14,7 @@ import msgspec
 
 from askonce_loadtest.bench.child import Figures, Order
 from askonce_loadtest.bench.children import program
+from askonce_loadtest.bench.dead_model import measure_dead_model
 from askonce_loadtest.bench.enqueue import measure_enqueue
 from askonce_loadtest.bench.floor import measure_floor
 from askonce_loadtest.bench.footprint import measure_footprint
@@ -68,6 +69,7 @@ class Bench(NamedTuple):
             "enqueue": lambda: measure_enqueue(order),
             "latency": lambda: measure_latency(order),
             "stampede": lambda: measure_stampede(order, self.model_root_url),
+            "a dead model": lambda: measure_dead_model(order, store, self.model_root_url),
             "memory per answer": lambda: measure_footprint(order, store),
         }
 

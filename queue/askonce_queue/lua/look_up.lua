@@ -6,18 +6,22 @@
 --       then, of keys with demands, pairs: number of the key, demand ("<Bdd"): flags, most ms of
 --       age, ms of freshness that must be left (below 0: how stale it may be). Flag 1: do not
 --       compute it; 2: compute it anew, whoever does already; 4: tell the entry also where it may
---       only stand in for an error. Without a demand an answer of any age will do, but no stale one.
+--       only stand in for an error; 8: even if nobody has failed yet. Without a demand an answer of
+--       any age will do, but no stale one.
 -- Returns {now_ms, inv, one result a key}. By its first byte a result is
 --   \1  hit: the entry (header and body); stale when fresh_until_ms < now, and then nobody's lease.
 --       Flag 1 of its header is not set when nobody has read it before: now it is.
 --   S   stale + lease: S, built (double), attempt (byte), the entry
---   L   lease: L, built (double), attempt (byte), 1 if taken over from a dead leader (byte)
+--   L   lease: L, built (double), attempt (byte; 0: the first that counts of one that was asked in
+--       an outage), 1 if taken over from a dead leader (byte)
 --   X   the same with an entry after it that is not what was asked for: it may stand in for an error
 --   B   busy: B, the token of the leader
 --   F   free, but not granted; after it an entry that may stand in for an error, if there is one
 --   R   rejected: R, the remembered error (JSON)
 --   E   the same with an entry that may stand in: E, bytes of the error (u32), error, entry
 --   U   uncacheable, remembered briefly
+--   T   B, F or U (flag 8) with an entry that may stand in: T, bytes of that result (u32), result,
+--       entry
 -- Finding your own token means that you own the lease: a re-sent call is harmless.
 -- O(keys). allow-oom: it keeps accepted jobs moving; leases are few and bounded.
 local token, lease_ms = ARGV[1], tonumber(ARGV[2])
@@ -35,7 +39,7 @@ end
 local demands, plain = {}, {}
 for i = 4 + n, #ARGV, 2 do
   local flags, age, left = struct.unpack('<Bdd', ARGV[i + 1])
-  demands[tonumber(ARGV[i])] = {flags % 2 >= 1, flags % 4 >= 2, flags % 8 >= 4, age, left}
+  demands[tonumber(ARGV[i])] = {flags % 2 >= 1, flags % 4 >= 2, flags % 8 >= 4, age, left, flags >= 8}
 end
 
 local results = {string.format('%.0f', now), string.format('%.0f', inv)}
@@ -109,7 +113,7 @@ for from = 1, #absent, 1000 do
       local kind, tried, until_ms = struct.unpack('<c1Bd', try)
       if until_ms >= now then
         if kind == 'A' then
-          attempt = math.max(attempt, tried + 1)
+          attempt = tried == 0 and attempt == 1 and 0 or math.max(attempt, tried + 1)
         elseif kind == 'R' or kind == 'U' then
           local told = string.sub(try, 11)
           result = kind .. told
@@ -140,6 +144,10 @@ for from = 1, #absent, 1000 do
         results[2 + i] = 'L' .. result
       end
     elseif not stale[i] then
+      if spare[i] and demand[6] and not demand[1] and string.find(result, '^[BFU]') then
+        if string.sub(result, 1, 1) == 'F' then result = 'F' end
+        result = 'T' .. struct.pack('<I4', #result) .. result .. spare[i]
+      end
       results[2 + i] = result
     end
   end

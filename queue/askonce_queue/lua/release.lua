@@ -2,7 +2,8 @@
 --
 -- KEYS  1 leases · 2 tries
 -- ARGV  per lease: digest · token · kind · remember_ms · error (JSON)
---       kind: '' nothing to remember · R rejected · U uncacheable
+--       kind: '' nothing to remember · R rejected · U uncacheable · A it was asked, and no
+--       attempt counts (for remember_ms)
 -- Returns one letter a lease: o it was mine · x fenced (then nothing is remembered).
 -- O(leases). allow-oom.
 local now, letters = now_ms(), {}

@@ -82,7 +82,14 @@ class Uncacheable(NamedTuple):
     """Its answers cannot be kept: everyone asks for themselves."""
 
 
-Result = Hit | Leased | Busy | Free | Rejected | Uncacheable | None
+class Spared(NamedTuple):
+    """Not ours to compute now, and here is what may be served meanwhile if the model is down."""
+
+    result: Busy | Free | Uncacheable
+    spare: Entry
+
+
+Result = Hit | Leased | Busy | Free | Rejected | Uncacheable | Spared | None
 
 
 class Batch(NamedTuple):
@@ -200,6 +207,11 @@ class StoreTier:
                 result = Free(reading.entry(data[1:]) if len(data) > 1 else None)
             case b"R":
                 result = Rejected(_error_decoder.decode(data[1:]))
+            case b"T":
+                end = 5 + int.from_bytes(data[1:5], "little")
+                then = self._result(data[5:end], token, asked_at, reading)
+                assert isinstance(then, Busy | Free | Uncacheable)
+                result = Spared(then, reading.entry(data[end:]))
             case b"E":
                 end = 5 + int.from_bytes(data[1:5], "little")
                 result = Rejected(_error_decoder.decode(data[5:end]), reading.entry(data[end:]))

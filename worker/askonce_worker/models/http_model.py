@@ -176,7 +176,9 @@ class HttpModel:
             )
         except (aiohttp.ClientError, OSError) as error:
             reason = shown(f"{type(error).__name__}: {error}", key)
-            failure = TransientFailure("unavailable", f"{self._base_url}: {reason}")
+            reached = not isinstance(error, aiohttp.ClientConnectorError)
+            reason = f"{self._base_url}: {reason}"
+            failure = TransientFailure("unavailable", reason, reached=reached)
         raise failure
 
 

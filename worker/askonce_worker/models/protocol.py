@@ -41,12 +41,21 @@ class ModelFailure(AskonceError):
 class TransientFailure(ModelFailure):
     """Worth another attempt: `timeout`, `unavailable`, `rate_limited`, `model_failed`.
 
-    `retry_after_s` is what the API asked for (None when it did not say).
+    `retry_after_s` is what the API asked for (None when it did not say). `reached`: whether there
+    was anybody to ask; if not, it says nothing about the question.
     """
 
-    def __init__(self, code: ErrorCode, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        retry_after_s: float | None = None,
+        *,
+        reached: bool = True,
+    ) -> None:
         super().__init__(code, message)
         self.retry_after_s = retry_after_s
+        self.reached = reached
 
     def alike(self) -> TransientFailure:
         """See `ModelFailure.alike`."""

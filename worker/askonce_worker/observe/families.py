@@ -98,6 +98,11 @@ BY_TASK = (
         by=("task", "model"),
     ),
     Family(
+        "askonce_flights_given_way",
+        "Questions that went back to wait because their model could not be asked.",
+        {"given_way": ""},
+    ),
+    Family(
         "askonce_takeovers",
         "Questions asked again because the worker that had asked them died or was too slow.",
         {"calls_takeover": ""},

@@ -61,12 +61,25 @@ class QuotaVitals(NamedTuple):
     waited_s: float
 
 
+class ModelVitals(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker knows of one of its models.
+
+    `circuit`: closed, half_open or open. `openings` and `probes` are counted since its start.
+    `limit`: how many calls at once it may be asked now.
+    """
+
+    circuit: str
+    openings: int
+    probes: int
+    limit: int
+
+
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker knows of itself at one moment.
 
     `full`: it holds so many jobs that it fetches no more. `paused`: it fetches no more until jobs
-    that may have killed a worker were tried. `slots_in_use` are by model, `quotas` by those that
-    have limits. `budgets`: task → spent today, and what may be spent a day.
+    that may have killed a worker were tried. `slots_in_use` and `models` are by model, `quotas` by
+    those that have limits. `budgets`: task → spent today, and what may be spent a day.
     """
 
     consumer: str
@@ -81,6 +94,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     slots_in_use: Mapping[str, int] = {}
     budgets: Mapping[str, tuple[float, float]] = {}
     quotas: Mapping[str, QuotaVitals] = {}
+    models: Mapping[str, ModelVitals] = {}
     memory_bytes: int = 0
     memory_entries: int = 0
     memory_evictions: int = 0
@@ -139,6 +153,18 @@ def ready(signs: Signs, limits: Limits) -> Verdict:
     waits = vitals.full or vitals.paused
     reasons = [reason for shard in vitals.shards if (reason := _unread(shard, limits, waits=waits))]
     return _verdict([*reasons, *live(signs, limits).reasons])
+
+
+def notes_on(vitals: Vitals) -> tuple[str, ...]:
+    """What people should know although it makes no worker unfit: models that are down.
+
+    Hits are served, misses wait in the store, and no other worker could ask those models either.
+    """
+    return tuple(
+        f"model {name} is down: hits are served, misses wait"
+        for name, model in vitals.models.items()
+        if model.circuit != "closed"
+    )
 
 
 def _unread(shard: ShardVitals, limits: Limits, *, waits: bool) -> str:
@@ -204,6 +230,10 @@ class Health:
     def ready(self) -> Verdict:
         """Whether it takes jobs and settles them."""
         return ready(self.signs(), self._limits)
+
+    def notes(self) -> tuple[str, ...]:
+        """What people should know, and what makes it neither dead nor unready."""
+        return notes_on(self._vitals())
 
     async def run(self) -> None:
         """Look for ever: what nobody saw begin cannot be timed."""

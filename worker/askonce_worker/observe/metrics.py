@@ -26,8 +26,10 @@ from askonce_worker.observe.backlog import Backlog, LaneState
 from askonce_worker.observe.counters import Counters
 from askonce_worker.observe.families import BY_TASK, BY_WORKER, Family
 from askonce_worker.observe.fields import WORKER
-from askonce_worker.observe.health import Health, Signs, Verdict, Vitals
+from askonce_worker.observe.health import Health, ModelVitals, Signs, Verdict, Vitals
 from askonce_worker.observe.histogram import CALL_BOUNDS_S, Histogram
+
+_CIRCUITS = ("closed", "half_open", "open")
 
 
 class WorkerMetrics(Collector):
@@ -133,6 +135,33 @@ class WorkerMetrics(Collector):
             for task, budget in vitals.budgets.items():
                 metric.add_metric([task], budget[part])
             yield metric
+        yield from self._of_models(vitals.models)
+
+    def _of_models(self, models: Mapping[str, ModelVitals]) -> Iterator[Metric]:
+        limit = GaugeMetricFamily(
+            "askonce_model_concurrency_limit",
+            "Calls at once that a model may be asked now.",
+            labels=["model"],
+        )
+        state = GaugeMetricFamily(
+            "askonce_model_breaker_state",
+            "Whether a model is asked: 0 yes, 1 probes only, 2 no.",
+            labels=["model"],
+        )
+        openings = CounterMetricFamily(
+            "askonce_model_breaker_openings",
+            "How often a model was held for dead.",
+            labels=["model"],
+        )
+        probes = CounterMetricFamily(
+            "askonce_model_probes", "Calls that tried whether a model is back.", labels=["model"]
+        )
+        for name, model in models.items():
+            limit.add_metric([name], model.limit)
+            state.add_metric([name], _CIRCUITS.index(model.circuit))
+            openings.add_metric([name], model.openings)
+            probes.add_metric([name], model.probes)
+        yield from (limit, state, openings, probes)
 
     def _of_process(self, signs: Signs) -> Iterator[Metric]:
         vitals = signs.vitals

@@ -56,6 +56,7 @@ async def observed(
                 live=health.live,
                 ready=health.ready,
                 metrics=Exposition(metrics).render,
+                notes=health.notes,
             ) as at,
             anyio.create_task_group() as tasks,
         ):

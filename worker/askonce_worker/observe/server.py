@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -37,12 +37,13 @@ def _is_ours(record: logging.LogRecord) -> bool:
 _server_log.addFilter(_is_ours)
 
 
-class Status(msgspec.Struct):
+class Status(msgspec.Struct, omit_defaults=True):
     """The body of `/livez` and `/readyz`."""
 
     ok: bool
     reasons: list[str]
     consumer: str
+    notes: list[str] = []
 
 
 @asynccontextmanager
@@ -53,17 +54,18 @@ async def serving(
     live: Callable[[], Verdict],
     ready: Callable[[], Verdict],
     metrics: Callable[[str], tuple[bytes, str]],
+    notes: Callable[[], Sequence[str]] = tuple,
 ) -> AsyncGenerator[ListenAddress]:
     """Serve for the length of a block; where, is what the block gets.
 
-    `metrics` gets the request's Accept header and returns body and content type. Raises `OSError`
-    when it cannot listen there.
+    `notes` go with what is well, too. `metrics` gets the request's Accept header and returns body
+    and content type. Raises `OSError` when it cannot listen there.
     """
 
     def status(verdict: Verdict) -> web.Response:
         reasons = [without_password(reason) for reason in verdict.reasons]
         return _response(
-            msgspec.json.encode(Status(verdict.ok, reasons, consumer)),
+            msgspec.json.encode(Status(verdict.ok, reasons, consumer, list(notes()))),
             "application/json",
             status=200 if verdict.ok else 503,
         )

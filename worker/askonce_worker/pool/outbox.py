@@ -8,7 +8,6 @@ harmless, so every failure is simply repeated.
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -26,16 +25,13 @@ from askonce_worker.observe.counters import Counters
 from askonce_worker.pool.decode import Bad
 from askonce_worker.pool.delivery import Delivery, DeliveryEnd
 from askonce_worker.pool.held import Held
+from askonce_worker.pool.moving import Moving
+from askonce_worker.pool.repeated import until_done
 
-RETRY_S = (0.05, 2.0)
 MOST_DEAD_FIELDS = 200
 """Most names and values of an entry that its dead letter keeps; an envelope has at most 16."""
 MOST_CALLS = 8
 """Most chunks in one round trip: bounds the time until its first reply is out."""
-
-_DEFERRED_FULL = ErrorInfo(
-    "deferred_full", "the model is saturated and no more jobs may wait for it (max_deferred)"
-)
 
 Settled = tuple[Delivery, WireReply]
 T = TypeVar("T")
@@ -61,10 +57,9 @@ class Outbox:
         self._clock = clock
         self._counters = counters
         self._max_dead = max_dead
-        self._max_deferred = max_deferred
+        self._moving = Moving(store, held, counters, max_deferred=max_deferred)
         self._waiting: list[Settled] = []
         self._bad: list[tuple[Lane, Bad]] = []
-        self._deferring: list[Delivery] = []
         self._writing = 0
         self._bell = anyio.Event()
         self._emptied = anyio.Event()
@@ -78,7 +73,7 @@ class Outbox:
     @property
     def size(self) -> int:
         """Deliveries that are answered and not yet settled."""
-        return len(self._waiting) + len(self._bad) + len(self._deferring) + self._writing
+        return len(self._waiting) + len(self._bad) + self._moving.size + self._writing
 
     def put(self, delivery: Delivery, reply: WireReply) -> None:
         """Take the one reply of a delivery."""
@@ -91,8 +86,7 @@ class Outbox:
 
     def defer(self, delivery: Delivery) -> None:
         """Take a delivery that shall wait in the store."""
-        self._deferring.append(delivery)
-        self._bell.set()
+        self._moving.put(delivery)
 
     def too_late(self, delivery: Delivery) -> None:
         """Reply to a delivery that came when its deadline had passed."""
@@ -107,13 +101,19 @@ class Outbox:
 
     async def run(self) -> None:
         """Settle for ever."""
-        while True:
-            if self.empty:
-                self._bell = anyio.Event()
-                await self._bell.wait()
-            await self._flush()
-            if self.empty:
-                self._emptied.set()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._moving.run, self._tell)
+            while True:
+                if not (self._waiting or self._bad):
+                    self._bell = anyio.Event()
+                    await self._bell.wait()
+                await self._flush()
+                self._tell()
+
+    def _tell(self) -> None:
+        """Wake who waits until it is empty."""
+        if self.empty:
+            self._emptied.set()
 
     async def wait_empty(self) -> None:
         """Return when everything put here is settled."""
@@ -128,14 +128,11 @@ class Outbox:
             self._waiting.sort(key=lambda settled: settled[0].lane == "bulk")
         batch, self._waiting = self._waiting[:most], self._waiting[most:]
         bad, self._bad = self._bad[:most], self._bad[most:]
-        deferring, self._deferring = self._deferring[:most], self._deferring[most:]
-        self._writing = len(batch) + len(bad) + len(deferring)
+        self._writing = len(batch) + len(bad)
         if batch:
             await self._settle(batch)
         for lane, one in bad:
             await self._bury(lane, one)
-        if deferring:
-            await self._defer(deferring)
 
     async def _settle(self, batch: list[Settled]) -> None:
         now_ms = self._clock.wall_ms()
@@ -155,30 +152,6 @@ class Outbox:
             if lost:
                 self._count(DeliveryEnd.RECLAIMED, lost)
             self._count(DeliveryEnd.SETTLED, len(part) - lost)
-
-    async def _defer(self, deliveries: list[Delivery]) -> None:
-        """Move deliveries to the deferred stream; those for which it has no room are refused."""
-        by_lane: defaultdict[Lane, list[Delivery]] = defaultdict(list)
-        for delivery in deliveries:
-            by_lane[delivery.stream].append(delivery)
-        parts = [
-            (lane, waiting[start : start + CHUNK])
-            for lane, waiting in by_lane.items()
-            for start in range(0, len(waiting), CHUNK)
-        ]
-        calls = [
-            queue_scripts.defer(lane, self._max_deferred, [(d.entry_id, d.record) for d in part])
-            for lane, part in parts
-        ]
-        for (lane, part), letters in zip(parts, await self._until_done(calls), strict=True):
-            self._writing -= len(part)
-            moved = [d for d, letter in zip(part, letters.decode(), strict=True) if letter != "f"]
-            self._held.remove(lane, [delivery.entry_id for delivery in moved])
-            self._count(DeliveryEnd.DEFERRED, letters.count(b"d"))
-            for delivery, letter in zip(part, letters.decode(), strict=True):
-                if letter == "f":
-                    self._counters.count(delivery.task.name, "errors")
-                    delivery.failed(_DEFERRED_FULL, None)
 
     async def _bury(self, lane: Lane, bad: Bad) -> None:
         envelope = bad.envelope
@@ -210,24 +183,7 @@ class Outbox:
 
     async def _until_done(self, calls: list[Call]) -> list[Any]:
         """Run idempotent calls until each has succeeded."""
-        results: list[Any] = [None] * len(calls)
-        left = list(range(len(calls)))
-        delay_s = RETRY_S[0]
-        while True:
-            self._held.look_again()  # what is in here is answered
-            answers = await self._store.run_many([calls[i] for i in left])
-            failed: list[int] = []
-            for i, answer in zip(left, answers, strict=True):
-                if isinstance(answer, Exception):
-                    failed.append(i)
-                    log.warning("settle failed, will be repeated", error=str(answer))
-                else:
-                    results[i] = answer
-            if not failed:
-                return results
-            left = failed
-            await anyio.sleep(delay_s * self._rng.uniform(0.5, 1.0))
-            delay_s = min(RETRY_S[1], 2 * delay_s)
+        return await until_done(self._store, calls, self._held.look_again, self._rng)
 
 
 def _split(batch: list[Settled], by: Callable[[Delivery], T]) -> dict[T, list[Settled]]:

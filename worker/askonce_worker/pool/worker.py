@@ -204,6 +204,10 @@ class Worker:
                 model: QuotaVitals(quota.slots, quota.granted, quota.waited_s)
                 for model, quota in self._quotas.by_model.items()
             },
+            models={
+                task.backend.name: task.backend.availability.vitals(task.backend.slots)
+                for task in self._task_table.values()
+            },
             memory_bytes=memory.size_bytes,
             memory_entries=len(memory),
             memory_evictions=memory.evictions,
