@@ -6,6 +6,7 @@ import typer
 
 from askonce_loadtest.bench.command import bench
 from askonce_loadtest.chaos.command import chaos
+from askonce_loadtest.drive.command import drive
 from askonce_loadtest.model_command import model
 from askonce_loadtest.workloads.command import workload
 
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 app.command()(bench)
 app.command()(chaos)
+app.command()(drive)
 app.command()(model)
 app.add_typer(workload, name="workload")
 

@@ -1,4 +1,4 @@
-"""The lines of a workload: {"t": seconds, "text": …, "task": …}, and "lane" and "key" if need be."""
+"""The lines of a workload: {"t": seconds, "text": …, "task": …}, with "lane" and "key" if any."""
 
 from __future__ import annotations
 
