@@ -80,11 +80,13 @@ class Histogram:
     def of(cls, buckets: Iterable[Buckets]) -> Self:
         """The sum of exported histograms."""
         total = cls()
+        max_us = sum_us = 0
         for one in buckets:
-            sum_us = total.sum_us + one.sum_us
             for us, times in one.counts:
                 total.record(us, times)
-            total.sum_us, total.max_us = sum_us, max(total.max_us, one.max_us)
+            max_us, sum_us = max(max_us, one.max_us), sum_us + one.sum_us
+        # A bucket says neither exactly.
+        total.max_us, total.sum_us = max_us, sum_us
         return total
 
 

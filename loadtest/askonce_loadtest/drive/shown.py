@@ -54,9 +54,9 @@ def print_trial(console: Console, trial: Trial) -> None:
 def print_found(console: Console, found: Found) -> None:
     """Print every run of a search, and what it has found."""
     table = Table(title=f"p99 ≤ {found.objective.p99_ms:g} ms")
-    for name in ("rate", "answered", "p50", "p99", "longest", "late p99", "hits"):
+    for name in ("rate", "p50", "p99", "longest", "late p99", "hits"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("met")
+    table.add_column("met", no_wrap=True)
     for one in found.tries:
         table.add_row(*_row(one))
     console.print(table)
@@ -86,7 +86,7 @@ def conclusion(found: Found) -> str:
 
 def told(one: Try) -> str:
     """One run of a search, in a line."""
-    verdict = "met" if not one.misses else "missed: " + "; ".join(one.misses)
+    verdict = "met" if not one.misses else "missed: " + ", ".join(one.misses)
     return f"{one.rate_per_s:,.0f}/s: p99 {one.trial.latency_ms.p99:,.1f} ms, {verdict}"
 
 
@@ -94,13 +94,12 @@ def _row(one: Try) -> tuple[str, ...]:
     latency = one.trial.latency_ms
     return (
         f"{one.rate_per_s:,.0f}/s",
-        f"{one.trial.answered_per_s:,.0f}/s",
         f"{latency.p50:,.1f} ms",
         f"{latency.p99:,.1f} ms",
         f"{latency.max:,.1f} ms",
         f"{one.trial.late_ms.p99:,.1f} ms",
         f"{one.trial.hit_rate:.1%}",
-        "[green]yes[/]" if not one.misses else "[red]no[/]: " + "; ".join(one.misses),
+        "[green]yes[/]" if not one.misses else "[red]no:[/] " + ", ".join(one.misses),
     )
 
 

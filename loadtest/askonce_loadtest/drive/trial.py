@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import msgspec
 
 from askonce_loadtest.drive.histogram import Buckets, Histogram, Summary
@@ -153,18 +151,16 @@ def _doubts(pace: Pace, counts: Counts, late: Summary, intended: int) -> list[st
 def misses(trial: Trial, p99_ms: float, max_error_share: float) -> list[str]:
     """Why a run does not meet a latency objective; empty: it does."""
     failed = sum(trial.errors.values()) + trial.unanswered
-    found = list(trial.invalid)
+    found: list[str] = []
     if trial.gave_up:
-        found.append("replies fell behind")
-    if trial.latency_ms.p99 > p99_ms:
-        found.append(f"p99 {trial.latency_ms.p99:,.1f} ms")
+        found.append("fell behind")
+    elif trial.latency_ms.p99 > p99_ms:
+        found.append("too slow")
     if failed > max_error_share * trial.intended:
-        found.append(f"{failed:,} without an answer ({_told(trial.errors)})")
+        found.append(f"{failed:,} errors")
+    if trial.invalid:
+        found.append("driver late" if trial.answered else "no answers")
     return found
-
-
-def _told(errors: Mapping[str, int]) -> str:
-    return ", ".join(f"{code} {count:,}" for code, count in errors.items()) or "no reply"
 
 
 def _rate(count: int, seconds: float) -> float:
