@@ -44,3 +44,8 @@ def test_every_shape_reaches_its_users_stays_within_them_and_ends(
 )
 def test_the_shapes_are_what_they_are_called(shape: ShapeKind, expected: list[int]) -> None:
     assert curve(shape, 60, 60, 4)[0:60:10] == expected
+
+
+def test_a_spike_is_the_middle_third() -> None:
+    spike = curve("spike", 60, 60, 4)
+    assert [second for second in range(60) if spike[second] == 60] == list(range(20, 40))
