@@ -1,4 +1,4 @@
-"""`python -m askonce_loadtest`: the benchmark, chaos, and the stand-in model server."""
+"""`python -m askonce_loadtest`: load, the benchmark, chaos, and the stand-in model server."""
 
 from __future__ import annotations
 
