@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,7 +70,7 @@ def due() -> Iterator[tuple[float, Request]]:
 
 
 @asynccontextmanager
-async def loop_on(url: str, limits: Limits | None = None) -> AsyncIterator[OpenLoop]:
+async def loop_on(url: str, limits: Limits | None = None) -> AsyncGenerator[OpenLoop]:
     async with Client(url, limits=limits) as client:
         loop = OpenLoop(client)
         listening = asyncio.create_task(loop.listen())
@@ -79,13 +79,18 @@ async def loop_on(url: str, limits: Limits | None = None) -> AsyncIterator[OpenL
         await asyncio.wait([listening])
 
 
+def measured_s(loop: OpenLoop) -> float:
+    """How long a run has been measured, as it tells."""
+    return float(loop.progress().split()[0])
+
+
 @pytest.mark.parametrize("what", ["worker", "store"])
 async def test_a_stall_counts_for_all_that_it_delays(up: Up, what: str) -> None:
     pid = up.worker_pid if what == "worker" else server_pid(url_of(up.askonce))
     async with loop_on(url_of(up.askonce)) as loop:
         pace = Pace(rate_per_s=RATE_PER_S, seconds=3, warm_up_s=0.5)
         running = asyncio.create_task(loop.run(due(), pace))
-        await eventually(lambda: loop.progress().startswith("0.5"))
+        await eventually(lambda: measured_s(loop) >= 0.5)
         os.kill(pid, signal.SIGSTOP)
         stopped = time.perf_counter()
         try:
@@ -112,7 +117,7 @@ async def test_a_driver_that_cannot_keep_up_says_so(up: Up) -> None:
     async with loop_on(url_of(up.askonce)) as loop:
         pace = Pace(rate_per_s=RATE_PER_S, seconds=1, max_late_ms=50)
         running = asyncio.create_task(loop.run(due(), pace))
-        await eventually(lambda: loop.progress().startswith("0.2"))
+        await eventually(lambda: measured_s(loop) >= 0.1)
         time.sleep(0.3)  # noqa: ASYNC251 -- the loop stands still: that is the test
         trial = await running
     assert trial.late_ms.max >= 250
@@ -225,6 +230,19 @@ def test_an_interrupt_gives_what_there_is(tmp_path: Path, up: Up) -> None:
     run = run_of(output)
     assert run["interrupted"]
     assert 0 < run["answered"] == run["intended"]
+
+
+def test_a_search_without_workers_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("askonce_loadtest.drive.session.RECOVER_S", 0.2)
+    with Askonce(tmp_path):  # writes the configuration; nobody works
+        config = ("--config", str(tmp_path / "askonce.toml"))
+        search = ("--find-rate", "--seconds", "0.2", "--warm-up-s", "0", "--rate", "50")
+        _, told = drive(str(workload(tmp_path)), *config, *search, code=2)
+    assert "10 replies did not come" in told
+    assert "are workers up" in told
+    assert len(told.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

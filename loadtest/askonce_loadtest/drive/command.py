@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -116,7 +118,7 @@ def drive(
     try:
         found = survey(file)
         work = _Work(setup, found, pace, objective if find_rate else None, progress)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with _one_error(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             outcome, interrupted = runner.run(_run(work))
     except (AskonceError, FileError, Failed) as error:
         progress.end()
@@ -135,6 +137,20 @@ def drive(
         raise typer.Exit(INTERRUPTED)
     if not _good(outcome):
         raise typer.Exit(DOUBTFUL)
+
+
+@contextmanager
+def _one_error() -> Generator[None]:
+    """Raise the one error in a group by itself: task groups wrap what passes through them."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error, *others = error.exceptions
+            if others:
+                raise
+        raise error from None
 
 
 class _Progress:

@@ -89,7 +89,7 @@ class OpenLoop:
         self._counts = counts = Counts()
         self._measured_from = measured_from = start + pace.warm_up_s
         self._measured_to = measured_from + pace.seconds
-        rounds_before = rounds()
+        rounds_before, gave_up, seconds = rounds(), False, 0.0
         async with anyio.create_task_group() as tasks:
             gave_up = await self._send_all(requests, start, pace, tasks)
             seconds = min(pace.seconds, max(0.0, self._clock() - measured_from))

@@ -111,8 +111,6 @@ class Session:
                 answered += 1
                 if answered % 1_000 == 0:
                     tell(f"asking every question once: {answered:,}")
-                if self.stopped:
-                    break
         return answered
 
     async def drive(self, pace: Pace) -> Trial:

@@ -57,7 +57,7 @@ class RateBins:
 
     def __init__(self) -> None:
         self.width_s = 0.1
-        self.counts = [0]
+        self.counts: list[int] = [0]
 
     def add(self, t: float) -> None:
         """Count a request at `t` seconds; times may only grow."""
