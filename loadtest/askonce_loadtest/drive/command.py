@@ -8,7 +8,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, cast
 
 import msgspec
 import typer
@@ -145,12 +145,15 @@ def _one_error() -> Generator[None]:
     try:
         yield
     except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error, *others = error.exceptions
-            if others:
-                raise
-        raise error from None
+        raise _only(group) from None
+
+
+def _only(error: BaseException) -> BaseException:
+    """The one error in a group, or the group if there are several."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    inner = cast("tuple[BaseException, ...]", error.exceptions)
+    return _only(inner[0]) if len(inner) == 1 else error
 
 
 class _Progress:
