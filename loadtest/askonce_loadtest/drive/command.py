@@ -150,10 +150,10 @@ def _one_error() -> Generator[None]:
 
 def _only(error: BaseException) -> BaseException:
     """The one error in a group, or the group if there are several."""
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    inner = cast("tuple[BaseException, ...]", error.exceptions)
-    return _only(inner[0]) if len(inner) == 1 else error
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return _only(group.exceptions[0]) if len(group.exceptions) == 1 else group
+    return error
 
 
 class _Progress:
