@@ -1,4 +1,4 @@
-"""`python -m askonce_loadtest`: the benchmark, chaos, and the stand-in model server."""
+"""`python -m askonce_loadtest`: load, the benchmark, chaos, and the stand-in model server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import typer
 
 from askonce_loadtest.bench.command import bench
 from askonce_loadtest.chaos.command import chaos
+from askonce_loadtest.drive.command import drive
 from askonce_loadtest.model_command import model
+from askonce_loadtest.workloads.command import workload
 
 app = typer.Typer(
     name="askonce_loadtest",
@@ -17,7 +19,9 @@ app = typer.Typer(
 )
 app.command()(bench)
 app.command()(chaos)
+app.command()(drive)
 app.command()(model)
+app.add_typer(workload, name="workload")
 
 if __name__ == "__main__":
     app(prog_name="python -m askonce_loadtest")

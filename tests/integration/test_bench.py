@@ -22,7 +22,6 @@ from rich.console import Console
 from askonce_loadtest.bench.child import Order, Steps
 from askonce_loadtest.bench.children import ChildError, child
 from askonce_loadtest.bench.figures import FIGURES
-from askonce_loadtest.bench.latency import percentile
 from askonce_loadtest.bench.plan import Plan
 from askonce_loadtest.bench.report import as_json, print_table
 from askonce_loadtest.bench.running import run_bench
@@ -169,10 +168,3 @@ def test_the_workload_is_repeatable_and_skewed() -> None:
     assert set(texts) <= set(known)
     assert texts.count(known[0]) > 10 * texts.count(known[99])
     assert not set(known) & set(distinct_texts(100, "cold"))
-
-
-def test_percentiles_are_nearest_ranks() -> None:
-    hundred = [float(value) for value in range(1, 101)]
-    assert percentile(hundred, 0.99) == 99
-    assert percentile(hundred, 0.50) == 50
-    assert percentile([7.0], 0.99) == 7

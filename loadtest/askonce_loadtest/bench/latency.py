@@ -1,4 +1,4 @@
-"""Latency of warm jobs under a steady load: an open loop, timed from each job's intended start.
+"""Latency of warm jobs under a steady load, on the open loop of `askonce_loadtest.drive`.
 
 Jobs are due at random times (a Poisson process), whatever became of those before; when anything
 stalls, the producer included, all that was due meanwhile counts from when it was due.
@@ -6,21 +6,28 @@ stalls, the producer included, all that was due meanwhile counts from when it wa
 
 from __future__ import annotations
 
-import math
 import random
-import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 
 import anyio
 
 from askonce_loadtest.bench.child import Figures, Order, Steps
 from askonce_loadtest.bench.children import child
+from askonce_loadtest.bench.plan import Plan
 from askonce_loadtest.bench.serving import worker
-from askonce_loadtest.bench.workload import check_reply, distinct_texts, job, zipf_texts
+from askonce_loadtest.bench.workload import (
+    TASK,
+    WrongReplyError,
+    check_reply,
+    distinct_texts,
+    job,
+    zipf_texts,
+)
+from askonce_loadtest.drive.open_loop import OpenLoop
+from askonce_loadtest.drive.trial import Pace
+from askonce_loadtest.workloads.request import Request
 from askonce_queue.client import Client
-
-LEAD_S = 0.1
 
 
 async def measure_latency(order: Order) -> Figures:
@@ -32,9 +39,11 @@ async def measure_latency(order: Order) -> Figures:
 
 @asynccontextmanager
 async def paced(order: Order) -> AsyncGenerator[Steps]:
-    """The role of the producer: asks every text once, then one job after the other, when due."""
+    """The role of the producer: asks every text once, then every job when it is due."""
     plan = order.plan
-    async with Client(order.url) as client:
+    async with Client(order.url) as client, anyio.create_task_group() as tasks:
+        loop = OpenLoop(client)
+        tasks.start_soon(loop.listen)
 
         async def warm_up() -> Figures:
             async for reply in client.ask_many(map(job, distinct_texts(plan.texts, "warm"))):
@@ -42,34 +51,29 @@ async def paced(order: Order) -> AsyncGenerator[Steps]:
             return {}
 
         async def ask_all() -> Figures:
-            texts = zipf_texts(plan.texts, plan.exponent, plan.paced_jobs, plan.seed)
-            rng = random.Random(plan.seed)
-            took_s: list[float] = []
-            late_s: list[float] = []
-
-            async def ask(text: str, due: float) -> None:
-                late_s.append(time.perf_counter() - due)
-                check_reply(await client.ask(job(text)))
-                took_s.append(time.perf_counter() - due)
-
-            due = time.perf_counter() + LEAD_S
-            async with anyio.create_task_group() as tasks:
-                for text in texts:
-                    due += rng.expovariate(plan.paced_per_s)
-                    await anyio.sleep(max(0.0, due - time.perf_counter()))
-                    tasks.start_soon(ask, text, due)
-            took_s.sort()
-            late_s.sort()
+            seconds = plan.paced_jobs / plan.paced_per_s
+            pace = Pace(rate_per_s=plan.paced_per_s, seconds=seconds)
+            trial = await loop.run(_due(plan), pace)
+            if trial.answered < trial.intended:
+                raise WrongReplyError(
+                    f"{trial.intended - trial.answered} jobs got no answer: {trial.errors}"
+                )
             return {
-                "latency_ms_p50": percentile(took_s, 0.50) * 1e3,
-                "latency_ms_p99": percentile(took_s, 0.99) * 1e3,
-                "latency_ms_max": took_s[-1] * 1e3,
-                "latency_late_ms_p99": percentile(late_s, 0.99) * 1e3,
+                "latency_ms_p50": trial.latency_ms.p50,
+                "latency_ms_p99": trial.latency_ms.p99,
+                "latency_ms_max": trial.latency_ms.max,
+                "latency_late_ms_p99": trial.late_ms.p99,
             }
 
         yield {"warm_up": warm_up, "ask_all": ask_all}
+        tasks.cancel_scope.cancel()
 
 
-def percentile(ordered: list[float], share: float) -> float:
-    """The smallest value that at least `share` of all are not above (nearest rank)."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+def _due(plan: Plan) -> Iterator[tuple[float, Request]]:
+    """Every job, with its due time in seconds."""
+    rng = random.Random(plan.seed)
+    at = 0.0
+    # Random times: some more than expected may be due.
+    for text in zipf_texts(plan.texts, plan.exponent, 2 * plan.paced_jobs, plan.seed):
+        at += rng.expovariate(plan.paced_per_s)
+        yield at, Request(at, text, TASK)

@@ -21,7 +21,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Of their Zipf distribution."""
     paced_per_s: Positive = 500.0
     paced_jobs: Count = 15_000
-    """Jobs of the latency run: at 500 a second, half a minute."""
+    """Jobs of the latency run, about: at 500 a second, half a minute."""
     askers: Count = 8
     """Processes of the stampede."""
     callers: Count = 64
