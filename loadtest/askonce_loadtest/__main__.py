@@ -1,4 +1,4 @@
-"""`python -m askonce_loadtest`: the benchmark, chaos, and the stand-in model server."""
+"""`python -m askonce_loadtest`: benchmark, comparison, chaos, and the stand-in model server."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import typer
 
 from askonce_loadtest.bench.command import bench
 from askonce_loadtest.chaos.command import chaos
+from askonce_loadtest.compare.command import compare
 from askonce_loadtest.model_command import model
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
 )
 app.command()(bench)
 app.command()(chaos)
+app.command()(compare)
 app.command()(model)
 
 if __name__ == "__main__":
