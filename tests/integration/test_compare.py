@@ -147,16 +147,6 @@ def test_the_command_compares_with_a_real_queue_and_a_real_cache(tmp_path: Path)
     assert (tmp_path / "out" / "queues-jobs.png").exists()
 
 
-def test_bad_options_say_what_there_is() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "askonce_loadtest", "compare", "--only", "saq,nats"],
-        check=False,
-        capture_output=True,
-    )
-    assert done.returncode == 2
-    assert b"unknown nats" in done.stderr
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="the server's children are found in /proc")
 def test_an_interrupt_ends_everything(tmp_path: Path) -> None:
     comparing = subprocess.Popen(

@@ -10,7 +10,9 @@ from pathlib import Path
 import anyio
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from askonce_loadtest.__main__ import app
 from askonce_loadtest.bench.child import Figures
 from askonce_loadtest.compare.catalogue import BY_NAME, PEERS, Peer
 from askonce_loadtest.compare.command import compare
@@ -163,6 +165,12 @@ def test_every_peer_is_pinned_described_and_has_its_script() -> None:
         assert bool(peer.worker) == (peer.kind == "queue")
         assert peer.settings
     assert len(BY_NAME) == len(PEERS)
+
+
+def test_an_unknown_peer_is_a_usage_error_that_names_the_known_ones() -> None:
+    done = CliRunner().invoke(app, ["compare", "--only", "saq,nats"], env={"COLUMNS": "400"})
+    assert done.exit_code == 2
+    assert "unknown nats; there are askonce, saq" in done.output
 
 
 def test_environments_are_kept_apart_by_what_is_in_them(

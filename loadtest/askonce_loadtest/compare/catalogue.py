@@ -29,6 +29,8 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     kind: Kind
     script: str
     """The file in `peers/`: of a queue its producer, of a cache a process that asks."""
+    arguments: tuple[str, ...] = ()
+    """Of the script."""
     requirements: tuple[str, ...] = ()
     """What pip installs into its environment; empty for askonce, which runs in ours."""
     worker: tuple[str, ...] = ()
@@ -120,7 +122,16 @@ PEERS = (
         kind="cache",
         script="cashews_cache.py",
         requirements=("cashews==7.6.0", *_CLIENT, _UVLOOP),
-        settings="@cache(lock=True), client-side caching, uvloop, hiredis",
+        settings="@cache before @cache(lock=True), uvloop, hiredis",
+        shows=("cashews", "redis"),
+    ),
+    Peer(
+        name="cashews memory",
+        kind="cache",
+        script="cashews_cache.py",
+        arguments=("memory",),
+        requirements=("cashews==7.6.0", *_CLIENT, _UVLOOP),
+        settings="the same with client-side caching",
         shows=("cashews", "redis"),
     ),
     Peer(

@@ -25,11 +25,6 @@ from askonce_queue.errors import AskonceError
 
 INTERRUPTED = 130
 _NAMES = ", ".join(peer.name for peer in PEERS)
-_EPILOG = """Examples
-
-python -m askonce_loadtest compare --quick --only saq,cashews
-
-python -m askonce_loadtest compare --repeat 3 --out comparison"""
 
 
 def compare(
@@ -70,6 +65,12 @@ def compare(
     The first run builds a virtual environment for each peer, from PyPI; a peer that cannot be
     installed is skipped, one that fails or hangs is ended, and the row says so. Then a repeat takes
     about two and a half minutes for all peers, on a machine that should have nothing else to do.
+
+    For example:
+
+    python -m askonce_loadtest compare --quick --only saq,cashews
+
+    python -m askonce_loadtest compare --repeat 3 --out comparison
     """
     plan = QUICK if quick else Plan()
     for name, value in (("jobs", jobs), ("distinct", distinct)):
@@ -92,7 +93,9 @@ def compare(
             )
             outcome = runner.run(_until_signal(running))
     except (AskonceError, ChildError, TimeoutError) as error:
-        typer.echo(f"the comparison failed: {error or 'the model server did not start'}", err=True)
+        typer.echo(
+            f"the comparison failed: {str(error) or 'the model server did not start'}", err=True
+        )
         raise typer.Exit(1) from error
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         raise typer.Exit(INTERRUPTED) from error
@@ -104,9 +107,6 @@ def compare(
     if out is not None:
         (out / "compare.json").write_bytes(document)
         _plot(out, outcome, progress.print)
-
-
-compare.__doc__ = (compare.__doc__ or "") + "\n\n" + _EPILOG
 
 
 def _chosen(only: str) -> Sequence[Peer]:

@@ -18,7 +18,7 @@ from askonce_loadtest.bench.children import Child, ChildError, command
 from askonce_loadtest.compare.catalogue import Peer
 from askonce_loadtest.compare.peers import harness
 from askonce_loadtest.compare.plan import LABELS, Plan
-from askonce_loadtest.compare.venvs import Skipped
+from askonce_loadtest.compare.venvs import Skipped, without_pythonpath
 from askonce_loadtest.servers.node import Node
 from askonce_queue import names
 from askonce_queue.shards import shard_tags
@@ -86,7 +86,7 @@ class Scene(NamedTuple):
     @asynccontextmanager
     async def asker(self) -> AsyncGenerator[Child]:
         """Run the peer's script, ready for its steps: a producer, or a process with the cache."""
-        script = [self.python, str(PEERS_FOLDER / self.peer.script)]
+        script = [self.python, str(PEERS_FOLDER / self.peer.script), *self.peer.arguments]
         async with self._run(script, "asker", PEER_END_S) as child:
             with self._bounded(f"it was not ready within {self.plan.limit_s:g} s"):
                 said: dict[str, str] = msgspec.json.decode(await child.read_line())
@@ -98,9 +98,11 @@ class Scene(NamedTuple):
     async def _run(self, words: list[str], what: str, end_s: float) -> AsyncGenerator[Child]:
         path = self.folder / f"{what}-{len(list(self.folder.iterdir()))}.log"
         environment = {
-            **os.environ,
+            **(without_pythonpath() if self.peer.requirements else os.environ),
             harness.VARIABLE: msgspec.json.encode(self.order).decode(),
             "PYTHONUNBUFFERED": "1",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
         }
         with path.open("wb") as errors:
             try:

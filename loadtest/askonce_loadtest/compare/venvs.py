@@ -54,7 +54,7 @@ def folder_of(peer: Peer, base: Path) -> Path:
     """The folder of a peer's environment: its name, and a hash of all that makes it."""
     made_of = [*sorted(peer.requirements), platform.python_version(), platform.machine()]
     digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:12]
-    return base / f"{peer.name}-{digest}"
+    return base / f"{peer.name.replace(' ', '-')}-{digest}"
 
 
 async def environment(peer: Peer, base: Path) -> Venv:
@@ -76,6 +76,11 @@ async def environment(peer: Peer, base: Path) -> Venv:
         return Venv(python, json.loads(await whole.read_text(encoding="utf-8")))
 
 
+def without_pythonpath() -> dict[str, str]:
+    """The variables for programs of a peer's environment, which has nothing to do with ours."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
 async def _build(peer: Peer, folder: Path, python: str) -> None:
     await to_thread.run_sync(shutil.rmtree, folder, True)  # what an interrupted build has left
     try:
@@ -95,7 +100,7 @@ async def _versions(python: str) -> dict[str, str]:
 async def _run(command: Sequence[str]) -> str:
     """Run a command and return what it prints. Raises `Skipped` with the reason when it fails."""
     try:
-        done = await anyio.run_process(command, check=False)
+        done = await anyio.run_process(command, check=False, env=without_pythonpath())
     except OSError as error:
         raise Skipped(f"cannot run {command[0]}: {error}") from error
     if done.returncode != 0:
