@@ -146,7 +146,12 @@ PEERS = (
         name="litellm",
         kind="cache",
         script="litellm_cache.py",
-        requirements=("litellm==1.106.2", *_CLIENT, _UVLOOP),
+        requirements=(
+            "litellm==1.106.2",
+            "fastapi==0.165.0",  # it imports this with its first call, without asking for it
+            *_CLIENT,
+            _UVLOOP,
+        ),
         settings="acompletion with Cache(type='redis'), uvloop, hiredis",
         shows=("litellm", "redis"),
     ),

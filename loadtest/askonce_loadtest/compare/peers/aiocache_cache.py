@@ -7,7 +7,8 @@ memory tier in front of Redis.
 from contextlib import asynccontextmanager
 
 from aiocache import Cache, cached_stampede
-from harness import cache_steps, serve
+from drivers import cache_steps
+from harness import serve
 from recipe import ask_model
 
 

@@ -14,7 +14,8 @@ import redis.asyncio
 import uvloop
 from arq import create_pool
 from arq.connections import RedisSettings
-from harness import cold_jobs, drive_ahead, jobs_of, order, paced, ready, serve, timed
+from drivers import cold_jobs, drive_ahead, jobs_of, paced, timed
+from harness import order, ready, serve
 from recipe import get_or_call
 
 POLL_S = 0.01

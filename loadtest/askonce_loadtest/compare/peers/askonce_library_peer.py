@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 
-from askonce_loadtest.compare.peers.harness import Order, Step, cache_steps, serve
+from askonce_loadtest.compare.peers.drivers import cache_steps
+from askonce_loadtest.compare.peers.harness import Order, Step, serve
 from askonce_loadtest.compare.peers.recipe import ask_model
 from askonce_worker.library import AnswerCache
 

@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 
-from askonce_loadtest.compare.peers.harness import (
-    Order,
-    Step,
-    cold_jobs,
-    jobs_of,
-    paced,
-    serve,
-    timed,
-)
+from askonce_loadtest.compare.peers.drivers import cold_jobs, jobs_of, paced, timed
+from askonce_loadtest.compare.peers.harness import Order, Step, serve
 from askonce_queue.client import Client
 from askonce_queue.job import Job
 

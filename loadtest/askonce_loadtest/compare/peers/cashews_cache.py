@@ -11,7 +11,8 @@ import sys
 from contextlib import asynccontextmanager
 
 from cashews import Cache
-from harness import cache_steps, serve
+from drivers import cache_steps
+from harness import serve
 from recipe import ask_model
 
 

@@ -12,7 +12,8 @@ from collections import deque
 import redis
 from celery import Celery
 from celery.signals import worker_ready
-from harness import cold_jobs, jobs_of, order, paced_sync, ready, serve_sync, timed_sync
+from drivers import cold_jobs, jobs_of, paced_sync, timed_sync
+from harness import order, ready, serve_sync
 from recipe import get_or_call_sync
 
 AHEAD = 1_000

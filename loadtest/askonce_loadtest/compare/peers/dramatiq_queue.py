@@ -15,7 +15,8 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import AgeLimit, Middleware, Retries, ShutdownNotifications, TimeLimit
 from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend
-from harness import cold_jobs, jobs_of, order, paced_sync, ready, serve_sync, timed_sync
+from drivers import cold_jobs, jobs_of, paced_sync, timed_sync
+from harness import order, ready, serve_sync
 from recipe import get_or_call_sync
 
 AHEAD = 1_000

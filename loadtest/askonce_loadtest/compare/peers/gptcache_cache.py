@@ -7,11 +7,12 @@ Redis needs JSON and search commands. It has no lock against stampedes.
 import os
 from pathlib import Path
 
+from drivers import cache_steps_sync
 from gptcache import cache
 from gptcache.adapter.api import get, put
 from gptcache.manager import get_data_manager
 from gptcache.processor.pre import get_prompt
-from harness import cache_steps_sync, serve_sync
+from harness import serve_sync
 from recipe import ask_model_sync
 
 MAX_ANSWERS = 1_000_000

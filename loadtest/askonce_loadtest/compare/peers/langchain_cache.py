@@ -5,7 +5,8 @@ It needs a store with JSON commands; on one without, the peer is skipped and say
 
 from contextlib import asynccontextmanager
 
-from harness import cache_steps, order, serve, skip
+from drivers import cache_steps
+from harness import order, serve, skip
 from langchain_core.caches import BaseCache  # noqa: F401 -- the cache's models refer to it
 from langchain_core.language_models.llms import LLM
 from langchain_redis import RedisCache

@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 import litellm
-from harness import cache_steps, serve
+from drivers import cache_steps
+from harness import serve
 from litellm.caching.caching import Cache
 
 TTL_S = 3_600

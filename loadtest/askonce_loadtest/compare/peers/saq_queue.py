@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 import orjson
 import redis.asyncio
 import uvloop
-from harness import cold_jobs, drive_ahead, jobs_of, order, paced, ready, serve, timed
+from drivers import cold_jobs, drive_ahead, jobs_of, paced, timed
+from harness import order, ready, serve
 from recipe import get_or_call
 from saq.queue.redis import RedisQueue
 

@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 import coredis
 import orjson
 import redis.asyncio
-from harness import cold_jobs, drive, jobs_of, order, paced, ready, serve, timed
+from drivers import cold_jobs, drive, jobs_of, paced, timed
+from harness import order, ready, serve
 from recipe import get_or_call
 from streaq import Worker
 

@@ -9,7 +9,8 @@ than a lost wake-up should cost. Results are polled every 10 ms (default 200), o
 from contextlib import asynccontextmanager
 
 import redis.asyncio
-from harness import cold_jobs, drive_ahead, jobs_of, order, paced, ready, serve, timed
+from drivers import cold_jobs, drive_ahead, jobs_of, paced, timed
+from harness import order, ready, serve
 from recipe import get_or_call
 from taskiq import TaskiqEvents
 from taskiq.serializers import ORJSONSerializer
