@@ -148,7 +148,9 @@ PEERS = (
         script="litellm_cache.py",
         requirements=(
             "litellm==1.106.2",
-            "fastapi==0.165.0",  # it imports this with its first call, without asking for it
+            # Its first cache hit imports these, which only its proxy asks for.
+            "fastapi==0.165.0",
+            "soundfile==0.14.0",
             *_CLIENT,
             _UVLOOP,
         ),

@@ -64,7 +64,8 @@ def compare(
 
     The first run builds a virtual environment for each peer, from PyPI; a peer that cannot be
     installed is skipped, one that fails or hangs is ended, and the row says so. Then a repeat takes
-    about two and a half minutes for all peers, on a machine that should have nothing else to do.
+    about three minutes for all peers (one of them LiteLLM's), on a machine that should have nothing
+    else to do.
 
     For example:
 

@@ -13,7 +13,7 @@ LABELS = ("positive", "negative")
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The amounts for each peer and repeat."""
 
-    jobs: Count = 3_000
+    jobs: Count = 1_000
     """The least number of jobs of the throughput run; it goes on until `seconds` have passed."""
     seconds: float = 3.0
     distinct: Count = 1_000
@@ -35,7 +35,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     askers: Count = 8
     """Processes of a cache's stampede."""
     model_latency_ms: Positive = 20.0
-    limit_s: Positive = 60.0
+    limit_s: Positive = 120.0
     """Longest time for any one step of a peer; beyond it the peer is ended."""
     seed: int = 1
 
