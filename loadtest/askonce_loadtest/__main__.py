@@ -1,4 +1,4 @@
-"""`python -m askonce_loadtest`: load, the benchmark, chaos, and the stand-in model server."""
+"""`python -m askonce_loadtest`: load, figures, comparison, chaos, and the stand-in model server."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import typer
 
 from askonce_loadtest.bench.command import bench
 from askonce_loadtest.chaos.command import chaos
+from askonce_loadtest.compare.command import compare
 from askonce_loadtest.drive.command import drive
 from askonce_loadtest.model_command import model
 from askonce_loadtest.workloads.command import workload
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(bench)
 app.command()(chaos)
+app.command()(compare)
 app.command()(drive)
 app.command()(model)
 app.add_typer(workload, name="workload")

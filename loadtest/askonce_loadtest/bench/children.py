@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import IO
 
 import anyio
 import msgspec
@@ -32,6 +34,7 @@ class Child:
     def __init__(self, name: str, process: Process) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
+        self.pid = process.pid
         self._name = name
         self._input = process.stdin
         self._output = BufferedByteReceiveStream(process.stdout)
@@ -65,16 +68,31 @@ async def child(role: Role, order: Order) -> AsyncGenerator[Child]:
         yield running
 
 
+def program(
+    arguments: Sequence[str], *, end_s: float = END_S
+) -> AbstractAsyncContextManager[Child]:
+    """Run `python -m …` for the length of a block, as `command` does."""
+    return command([sys.executable, "-m", *arguments], " ".join(arguments), end_s=end_s)
+
+
 @asynccontextmanager
-async def program(arguments: Sequence[str], *, end_s: float = END_S) -> AsyncGenerator[Child]:
-    """Run `python -m …` for the length of a block, then end it: by end of input, or by its pid.
+async def command(
+    arguments: Sequence[str],
+    name: str,
+    *,
+    end_s: float = END_S,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    errors: IO[bytes] | None = None,
+) -> AsyncGenerator[Child]:
+    """Run a program for the length of a block, then end it: by end of input, or by its pid.
 
     It has a session of its own: Ctrl-C reaches the bench alone, which then ends its children.
-    Raises `ChildError` when it ends before the block does, whatever the block is waiting for.
+    `errors` is its standard error, ours if None. Raises `ChildError` when it ends before the block
+    does, whatever the block is waiting for.
     """
-    name = " ".join(arguments)
     process = await anyio.open_process(
-        [sys.executable, "-m", *arguments], stderr=None, start_new_session=True
+        arguments, stderr=errors, cwd=folder, env=environment, start_new_session=True
     )
     failed = True
     with anyio.CancelScope() as scope:
