@@ -7,6 +7,7 @@ import typer
 from askonce_loadtest.bench.command import bench
 from askonce_loadtest.chaos.command import chaos
 from askonce_loadtest.model_command import model
+from askonce_loadtest.scale.command import scale
 
 app = typer.Typer(
     name="askonce_loadtest",
@@ -18,6 +19,7 @@ app = typer.Typer(
 app.command()(bench)
 app.command()(chaos)
 app.command()(model)
+app.command()(scale)
 
 if __name__ == "__main__":
     app(prog_name="python -m askonce_loadtest")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +31,7 @@ MODEL_START_S = 30.0
 
 _CONFIG = """\
 [redis]
-url = {url}
+{redis}
 
 [models.stand_in]
 kind = "openai"
@@ -106,7 +106,7 @@ async def prepared(plan: Plan) -> AsyncGenerator[Bench]:
             with anyio.fail_after(MODEL_START_S):
                 base_url = (await model.read_line()).decode()
             config = await anyio.Path(folder, "askonce.toml").absolute()
-            await config.write_text(_config(embedded.url, base_url), encoding="utf-8")
+            await config.write_text(config_text({"url": embedded.url}, base_url), encoding="utf-8")
             store = connect(embedded.url, role="commands", max_connections=1)
             try:
                 order = Order(plan, embedded.url, str(config))
@@ -115,9 +115,16 @@ async def prepared(plan: Plan) -> AsyncGenerator[Bench]:
                 await store.aclose()
 
 
-def _config(url: str, base_url: str) -> str:
-    # JSON texts and lists of them are TOML too.
-    texts = {"url": url, "base_url": base_url, "labels": LABELS}
+def config_text(redis: Mapping[str, str | bool | int], base_url: str) -> str:
+    """The configuration of the bench's task; `redis` is the `[redis]` table."""
+    texts = {"base_url": base_url, "labels": LABELS}
     return _CONFIG.format(
-        task=TASK, **{name: msgspec.json.encode(value).decode() for name, value in texts.items()}
+        task=TASK,
+        redis="\n".join(f"{name} = {_toml(value)}" for name, value in redis.items()),
+        **{name: _toml(value) for name, value in texts.items()},
     )
+
+
+def _toml(value: object) -> str:
+    """JSON texts, numbers and lists of them are TOML too."""
+    return msgspec.json.encode(value).decode()
