@@ -21,6 +21,7 @@ from askonce_loadtest.bench.latency import measure_latency
 from askonce_loadtest.bench.machine import describe_machine
 from askonce_loadtest.bench.plan import Plan
 from askonce_loadtest.bench.stampede import measure_stampede
+from askonce_loadtest.bench.tiers import measure_tiers
 from askonce_loadtest.bench.warm import measure_warm
 from askonce_loadtest.bench.workload import LABELS, TASK
 from askonce_queue.connections import connect
@@ -66,6 +67,7 @@ class Bench(NamedTuple):
             "warm jobs": lambda: measure_warm(order, store),
             "the floor": lambda: measure_floor(order),
             "enqueue": lambda: measure_enqueue(order),
+            "other tiers": lambda: measure_tiers(order, store),
             "latency": lambda: measure_latency(order),
             "stampede": lambda: measure_stampede(order, self.model_root_url),
             "memory per answer": lambda: measure_footprint(order, store),

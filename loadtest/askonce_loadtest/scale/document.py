@@ -121,7 +121,8 @@ def print_memory(console: Console, document: MemoryDocument) -> None:
     if document.worst_behind_points is not None:
         verdict = _verdict(document.met)
         console.print(
-            f"most points behind the better of {' and '.join(PACKAGES)}: {document.worst_behind_points:.2f} {verdict}\n"
+            f"most points behind the better of {' and '.join(PACKAGES)}: "
+            f"{document.worst_behind_points:.2f} {verdict}\n"
         )
 
 
