@@ -7,6 +7,7 @@ import typer
 from askonce_loadtest.bench.command import bench
 from askonce_loadtest.chaos.command import chaos
 from askonce_loadtest.model_command import model
+from askonce_loadtest.planning.command import plan
 from askonce_loadtest.scale.command import scale
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
 app.command()(bench)
 app.command()(chaos)
 app.command()(model)
+app.command()(plan)
 app.command()(scale)
 
 if __name__ == "__main__":
