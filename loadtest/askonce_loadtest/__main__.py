@@ -5,9 +5,11 @@ from __future__ import annotations
 import typer
 
 from askonce_loadtest.bench.command import bench
+from askonce_loadtest.bench.guard_command import guard
 from askonce_loadtest.chaos.command import chaos
 from askonce_loadtest.model_command import model
 from askonce_loadtest.planning.command import plan
+from askonce_loadtest.reporting.command import report
 from askonce_loadtest.scale.command import scale
 
 app = typer.Typer(
@@ -19,8 +21,10 @@ app = typer.Typer(
 )
 app.command()(bench)
 app.command()(chaos)
+app.command()(guard)
 app.command()(model)
 app.command()(plan)
+app.command()(report)
 app.command()(scale)
 
 if __name__ == "__main__":

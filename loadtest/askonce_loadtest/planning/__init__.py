@@ -2,7 +2,7 @@
 
     target.py      what is wanted
     constants.py   what one machine does, measured by the bench
-    traffic.py     how often the model, the store and memories are asked, from Zipf's law and the TTL
+    traffic.py     how often each tier is asked, from Zipf's law and the TTL
     sizing.py      processes, connections, memory and money; what is scarce
     command.py     `python -m askonce_loadtest plan`
 
