@@ -41,6 +41,9 @@ th:last-child, td:last-child { padding-right: 0; }
 .yes { color: var(--good); font-weight: 600; } .no { color: var(--bad); font-weight: 600; }
 """
 
+BUSY = 1.5
+"""The load from which on figures are doubtful. A measurement of ours before may leave about one."""
+
 
 def page(sections: Sequence[Section], title: str, made: str) -> str:
     """The page as text. `made`: when, and from what."""
@@ -59,6 +62,7 @@ def page(sections: Sequence[Section], title: str, made: str) -> str:
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
         f'<h1>{escape(title)}</h1><p class="soft">{escape(made)}</p>',
         *(f'<p class="soft">Measured on: {escape(machine)}</p>' for machine in machines),
+        f"<p>{escape(busy)}</p>" if (busy := busy_text(sections)) else "",
         f"<nav>{links}</nav>",
         _goals(goals),
         *(_section(number, section) for number, section in enumerate(sections, 1)),
@@ -75,6 +79,17 @@ def machine_text(machine: dict[str, str | float]) -> str:
         if isinstance(value, float)
         else f"{name.replace('_', ' ')} {value}"
         for name, value in shown.items()
+    )
+
+
+def busy_text(sections: Sequence[Section]) -> str:
+    """A warning where the machine was busy with something else before a measurement."""
+    load = max((float(one.machine.get("load_1min_before", 0)) for one in sections), default=0.0)
+    if load <= BUSY:
+        return ""
+    return (
+        f"The machine was busy with other things (a load of {load:.1f} before a measurement): "
+        "times say little, and goals are missed that a quiet machine reaches."
     )
 
 

@@ -79,8 +79,9 @@ def scale(
         typer.Option(
             exists=True,
             dir_okay=False,
-            show_default="synthetic ones",
-            help="For the memory axis: JSON lines with `key` or `text`, .gz too. Repeatable.",
+            show_default=False,
+            help="For the memory axis, beside synthetic ones: JSON lines with `key` or `text`, "
+            ".gz too. Repeatable.",
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -150,7 +151,7 @@ def _names(only: str | None, known: Sequence[str]) -> list[str]:
 
 def _traces(paths: Sequence[Path], *, quick: bool) -> list[Trace]:
     most = QUICK_REQUESTS if quick else REQUESTS
-    return [read_trace(path) for path in paths] or synthetic_traces(most, SEED)
+    return [*synthetic_traces(most, SEED), *map(read_trace, paths)]
 
 
 def _compare(traces: Sequence[Trace], tell: Tell) -> MemoryDocument:

@@ -83,27 +83,14 @@ async def _fill_batch(store: Store, task: Task, numbers: Sequence[int], text_byt
     for number in numbers:
         key = task.key_maker.text_key(text_of(number, text_bytes))
         shards[shard_of_digest(key, len(store.tags))].append((key, _BODIES[key[0] % len(_BODIES)]))
-    parts = [
+    parts: list[Part] = [
         (store.tags[shard], found[start : start + CHUNK])
         for shard, found in shards.items()
         for start in range(0, len(found), CHUNK)
     ]
     token = secrets.token_bytes(16)
     tags = "\n".join(task.tags)
-    leases = [
-        answer_scripts.look_up(
-            tag,
-            token=token,
-            lease_ms=LEASE_MS,
-            max_new_leases=CHUNK,
-            digests=[key for key, _ in part],
-            asker_tags=[tags] * len(part),
-        )
-        for tag, part in parts
-    ]
-    for result in await store.run_many(leases):
-        if isinstance(result, Exception):
-            raise FillError(f"the store grants no leases: {result}") from result
+    await _look_up(store, parts, token, tags)
     fills = [
         answer_scripts.fill(
             tag, [Fill(key, token, TTL_MS, TTL_MS, tags, body) for key, body in part]
@@ -116,6 +103,30 @@ async def _fill_batch(store: Store, task: Task, numbers: Sequence[int], text_byt
         letters = result[1].decode()
         if letters.strip("f"):
             raise FillError(f"the store did not keep all answers: {letters}")
+    # The first read of an answer is noted in it, which costs more than the others: here it is done.
+    await _look_up(store, parts, token, tags)
+
+
+Part = tuple[str, Sequence[tuple[bytes, bytes]]]
+"""A shard's tag, and keys with the bodies of their answers."""
+
+
+async def _look_up(store: Store, parts: Sequence[Part], token: bytes, tags: str) -> None:
+    """Look the keys up, or take the leases to fill them. Raises `FillError`."""
+    calls = [
+        answer_scripts.look_up(
+            tag,
+            token=token,
+            lease_ms=LEASE_MS,
+            max_new_leases=CHUNK,
+            digests=[key for key, _ in part],
+            asker_tags=[tags] * len(part),
+        )
+        for tag, part in parts
+    ]
+    for result in await store.run_many(calls):
+        if isinstance(result, Exception):
+            raise FillError(f"the store cannot be asked: {result}") from result
 
 
 _BODIES = [

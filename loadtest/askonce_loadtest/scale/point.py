@@ -15,7 +15,7 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 MOST_HOT = 20_000
 HOT_SHARE = 5
 """One key in this many is hot: its answer is in the worker's memory."""
-ROOM = 1.5
+ROOM = 1.2
 """The memory tier has room for so many times the hot answers, so that cold ones pass through."""
 ANSWER_BYTES = 100
 """Of an answer as JSON, about."""
