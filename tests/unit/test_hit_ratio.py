@@ -36,7 +36,8 @@ def best_by_trying(requests: Sequence[int], room: int) -> int:
         choices += [kept - {old} | {key} for old in kept]
         return max(most(at + 1, choice) for choice in choices)
 
-    return most(0, frozenset())
+    nothing: frozenset[int] = frozenset()
+    return most(0, nothing)
 
 
 @given(st.lists(st.integers(0, 4), max_size=12), st.integers(1, 3))

@@ -69,8 +69,8 @@ RUN = {
     "latency_us": {"max_us": 5000, "sum_us": 9000, "counts": [[1000, 2], [5000, 1]]},
     "hit_rate": 0.9,
 }
-WORKLOAD = {"workload": {"file": "w"}, "workers": 1, "model_latency_ms": 50.0}
-SEARCH = WORKLOAD | {
+WORKLOAD: dict[str, Any] = {"workload": {"file": "w"}, "workers": 1, "model_latency_ms": 50.0}
+SEARCH: dict[str, Any] = WORKLOAD | {
     "search": {
         "objective": {"p99_ms": 25.0},
         "rate_per_s": 2000.0,
@@ -80,7 +80,7 @@ SEARCH = WORKLOAD | {
         ],
     }
 }
-COMPARE = {
+COMPARE: dict[str, Any] = {
     "rows": [
         {"name": "askonce", "kind": "queue", "runs": [{"jobs_per_s": 90_000.0}]},
         {"name": "arq", "kind": "queue", "runs": [{"jobs_per_s": 1_700.0}]},

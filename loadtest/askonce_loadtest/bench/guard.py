@@ -107,7 +107,7 @@ async def judge(name: str, measure: Measure, tell: Callable[[str], None]) -> lis
     """Measure until all bounds of a measurement hold, or there are no attempts left."""
     best: dict[str, float] = {}
     attempt = 0
-    left = list(BOUNDS[name])
+    left: Sequence[Bound] = BOUNDS[name]
     while left and attempt < max(bound.attempts for bound in left):
         attempt += 1
         tell(f"{name}: attempt {attempt}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -105,12 +106,16 @@ def print_axis(console: Console, document: AxisDocument) -> None:
 
 def print_memory(console: Console, document: MemoryDocument) -> None:
     """Print the hit ratios of all caches."""
-    table = Table(title="Hit ratio of the memory tier against other caches, %")
+    table = Table(
+        title="Hit ratio of the memory tier against other caches, %",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("trace", no_wrap=True)
-    table.add_column("room", justify="right")
+    table.add_column("room", justify="right", no_wrap=True)
     names = list(document.comparisons[0].ratios)
     for name in (*names, "behind"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for one in document.comparisons:
         behind = "" if one.behind_points is None else f"{one.behind_points:+.2f}"
         ratios = _ratios(one, names)
