@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from askonce_loadtest.reporting.content import Bars, Plot
 
@@ -104,6 +104,8 @@ def _draw_lines(axes: Axes, plot: Plot) -> None:
         axes.set_xscale("log")
     if plot.y_log:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.set_ylim(bottom=0)
         axes.margins(y=0.12)
@@ -135,10 +137,10 @@ def _draw_bars(axes: Axes, plot: Bars) -> None:
         low, high = min(plot.values), max(plot.values)
         axes.set_xlim(low / 2, high * 4)
     else:
-        axes.set_xlim(0, max(*plot.values, 1e-9) * 1.18)
+        axes.set_xlim(0, max(plot.values) * 1.18 or 1)
     axes.xaxis.set_major_formatter(FuncFormatter(_number))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(plot.x_label)
+    axes.set_xlabel(f"{plot.x_label} (logarithmic)" if plot.x_log else plot.x_label)
     axes.grid(axis="x", linewidth=0.7)
     axes.spines["left"].set_visible(False)
 

@@ -7,8 +7,6 @@ from typing import Any
 from askonce_loadtest.reporting.content import Plot, Section, Series, Table
 
 _PERCENTILES = ("p50", "p90", "p99", "p99_9", "max")
-_NINES = 6
-"""The highest percentile of a plot is 100 - 10**(2 - this)."""
 
 
 def driving_section(document: dict[str, Any]) -> Section:
@@ -54,8 +52,7 @@ def _run(document: dict[str, Any], run: dict[str, Any]) -> Section:
     seen = 0
     for us, count in counts:
         seen += count
-        beyond = max(1 - seen / total, 10.0**-_NINES) if total else 1.0
-        x.append(1 / beyond)
+        x.append(total / max(total - seen, 1))
         y.append(us / 1e3)
     plot = Plot(
         "latency",
@@ -90,6 +87,6 @@ def _misses(misses: list[str]) -> str:
 def _deployment(document: dict[str, Any]) -> str:
     workers = document.get("workers")
     latency = document.get("model_latency_ms")
-    parts = [f"{workers} worker process(es)"] if workers else []
+    parts = [f"{workers} worker process{'es' if workers > 1 else ''}"] if workers else []
     parts += [f"a model that takes {latency:g} ms"] if latency is not None else []
     return ("With " + ", ".join(parts) + ".") if parts else ""
