@@ -73,13 +73,20 @@ def page(sections: Sequence[Section], title: str, made: str) -> str:
 
 def machine_text(machine: dict[str, str | float]) -> str:
     """A machine in one line; how busy it was is not part of it."""
-    shown = {name: value for name, value in machine.items() if not name.startswith("load_")}
-    return ", ".join(
-        f"{name.replace('_', ' ')} {value:g}"
-        if isinstance(value, float)
-        else f"{name.replace('_', ' ')} {value}"
-        for name, value in shown.items()
-    )
+    if not machine:
+        return ""
+    cores = machine.get("processors", "")
+    known = {"processor", "processors", "load_1min_before", "system", "python", "redis_py", "store"}
+    parts = [
+        f"{machine.get('processor', '')}, {cores:g} cores"
+        if isinstance(cores, int | float)
+        else str(machine.get("processor", "")),
+        *(str(machine[name]) for name in ("system", "store") if name in machine),
+        *(f"Python {machine[name]}" for name in ("python",) if name in machine),
+        *(f"redis-py {machine[name]}" for name in ("redis_py",) if name in machine),
+        *(f"{name} {value}" for name, value in machine.items() if name not in known),
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def busy_text(sections: Sequence[Section]) -> str:
@@ -88,7 +95,7 @@ def busy_text(sections: Sequence[Section]) -> str:
     if load <= BUSY:
         return ""
     return (
-        f"The machine was busy with other things (a load of {load:.1f} before a measurement): "
+        f"The machine was busy with other things (a load of {load:.1f} before a measurement):\n"
         "times say little, and goals are missed that a quiet machine reaches."
     )
 
