@@ -107,19 +107,18 @@ async def judge(name: str, measure: Measure, tell: Callable[[str], None]) -> lis
     """Measure until all bounds of a measurement hold, or there are no attempts left."""
     best: dict[str, float] = {}
     attempt = 0
-    left: Sequence[Bound] = BOUNDS[name]
-    while left and attempt < max(bound.attempts for bound in left):
+    while any(_to_be_tried(bound, best, attempt) for bound in BOUNDS[name]):
         attempt += 1
         tell(f"{name}: attempt {attempt}")
         figures = await measure()
         for bound in BOUNDS[name]:
             best[bound.name] = min(best.get(bound.name, math.inf), figures[bound.name])
-        left = [
-            bound
-            for bound in left
-            if not best[bound.name] <= bound.most and bound.attempts > attempt
-        ]
     return [Verdict(bound, best[bound.name], attempt) for bound in BOUNDS[name]]
+
+
+def _to_be_tried(bound: Bound, best: Mapping[str, float], attempts: int) -> bool:
+    holds = best.get(bound.name, math.inf) <= bound.most
+    return not holds and attempts < bound.attempts
 
 
 def measurements(bench: Bench) -> dict[str, Measure]:

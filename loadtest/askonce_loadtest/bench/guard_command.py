@@ -38,7 +38,7 @@ def guard(
         with Console(stderr=True).status("starting") as status:
             verdicts = run_until_signal(run_guard(status.update))
     except (AskonceError, ChildError, TimeoutError) as error:
-        typer.echo(f"the guard could not measure: {error or 'it took too long'}", err=True)
+        typer.echo(f"the guard could not measure: {str(error) or 'it took too long'}", err=True)
         raise typer.Exit(FAILED) from error
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         raise typer.Exit(INTERRUPTED) from error
