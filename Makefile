@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: demo test coverage lint format bench chaos chaos-cluster constraints clean
+.PHONY: demo test coverage lint format bench guard chaos chaos-cluster constraints clean
 
 demo: $(VENV)/.base
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -34,6 +34,10 @@ format: $(VENV)/.lint
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m askonce_loadtest bench $(ARGS)
+
+# Ratios and counts that a change must not make worse. After the tests: it needs the machine to itself.
+guard: $(VENV)/.test
+	$(BIN)/python -m askonce_loadtest guard $(ARGS)
 
 # The long one; about a minute of it is part of `make test`.
 chaos: $(VENV)/.base

@@ -35,6 +35,7 @@ TINY = Plan(
     askers=2,
     callers=8,
     cold_keys=10,
+    tier_jobs=100,
     answers=500,
     model_latency_ms=20.0,
     limit_s=60.0,
@@ -52,6 +53,9 @@ PROMISED = {
     "stampede_calls",
     "store_bytes_per_answer",
     "worker_rss_mb",
+    "worker_cpu_us_per_store_hit",
+    "worker_cpu_us_per_model_call",
+    "store_net_bytes_per_job",
 }
 
 

@@ -38,6 +38,8 @@ class Order(msgspec.Struct, frozen=True):
     plan: Plan
     url: str
     config: str
+    detail: msgspec.Raw = msgspec.Raw(b"{}")
+    """JSON: what only a role of another measurement needs."""
 
 
 Role = Callable[[Order], AbstractAsyncContextManager[Steps]]

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
-from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
 import typer
-import uvloop
 from rich.console import Console
 
 from askonce_loadtest.bench.children import ChildError
 from askonce_loadtest.bench.plan import QUICK, Plan
 from askonce_loadtest.bench.report import as_json, print_table
-from askonce_loadtest.bench.running import Outcome, run_bench
+from askonce_loadtest.bench.running import run_bench
+from askonce_loadtest.interruptible import INTERRUPTED, run_until_signal
 from askonce_queue.errors import AskonceError
-
-INTERRUPTED = 130
 
 
 def bench(
@@ -44,11 +40,8 @@ def bench(
         plan = msgspec.structs.replace(plan, jobs=jobs)
     progress = Console(stderr=True)
     try:
-        with (
-            progress.status("starting") as status,
-            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-        ):
-            outcome = runner.run(_until_signal(plan, repeat, status.update))
+        with progress.status("starting") as status:
+            outcome = run_until_signal(run_bench(plan, repeat=repeat, tell=status.update))
     except (AskonceError, ChildError) as error:
         typer.echo(f"the bench failed: {error}", err=True)
         raise typer.Exit(1) from error
@@ -61,12 +54,3 @@ def bench(
         sys.stdout.write(as_json(plan, outcome).decode() + "\n")
     else:
         print_table(Console(), plan, outcome)
-
-
-async def _until_signal(plan: Plan, repeat: int, tell: Callable[[str], None]) -> Outcome:
-    """Run the bench; SIGINT and SIGTERM cancel it, so that its children are ended."""
-    running = asyncio.ensure_future(run_bench(plan, repeat=repeat, tell=tell))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, running.cancel)
-    return await running

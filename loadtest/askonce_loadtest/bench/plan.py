@@ -27,6 +27,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     callers: Count = 64
     """Callers in each of them; every one asks all cold keys."""
     cold_keys: Count = 50
+    tier_jobs: Count = 10_000
+    """Jobs of each round in which other tiers than the memory answer."""
     answers: Count = 100_000
     """Distinct answers stored to measure the store's memory."""
     model_latency_ms: Positive = 100.0
@@ -36,5 +38,5 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 1
 
 
-QUICK = Plan(jobs=20_000, paced_jobs=1_500, answers=10_000)
+QUICK = Plan(jobs=20_000, paced_jobs=1_500, tier_jobs=1_500, answers=10_000)
 """Under half a minute: to see that it works, not for figures to quote."""

@@ -20,7 +20,7 @@ def as_json(plan: Plan, outcome: Outcome) -> bytes:
     """Return the figures as one JSON object, with goals, plan, machine and the single runs."""
     figures = over_runs(outcome.runs)
     document = {name: round(value, 3) for name, value in figures.items()}
-    report = document | {
+    report = {"kind": "bench", **document} | {
         "goals": {
             name: {"goal": str(goal), "met": goal.met(figures[name])}
             for name, goal in goals(plan).items()

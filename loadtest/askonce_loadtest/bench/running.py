@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,7 @@ from askonce_loadtest.bench.latency import measure_latency
 from askonce_loadtest.bench.machine import describe_machine
 from askonce_loadtest.bench.plan import Plan
 from askonce_loadtest.bench.stampede import measure_stampede
+from askonce_loadtest.bench.tiers import measure_tiers
 from askonce_loadtest.bench.warm import measure_warm
 from askonce_loadtest.bench.workload import LABELS, TASK
 from askonce_queue.connections import connect
@@ -32,7 +33,7 @@ MODEL_START_S = 30.0
 
 _CONFIG = """\
 [redis]
-url = {url}
+{redis}
 
 [models.stand_in]
 kind = "openai"
@@ -67,6 +68,7 @@ class Bench(NamedTuple):
             "warm jobs": lambda: measure_warm(order, store),
             "the floor": lambda: measure_floor(order),
             "enqueue": lambda: measure_enqueue(order),
+            "other tiers": lambda: measure_tiers(order, store),
             "latency": lambda: measure_latency(order),
             "stampede": lambda: measure_stampede(order, self.model_root_url),
             "a dead model": lambda: measure_dead_model(order, store, self.model_root_url),
@@ -108,7 +110,7 @@ async def prepared(plan: Plan) -> AsyncGenerator[Bench]:
             with anyio.fail_after(MODEL_START_S):
                 base_url = (await model.read_line()).decode()
             config = await anyio.Path(folder, "askonce.toml").absolute()
-            await config.write_text(_config(embedded.url, base_url), encoding="utf-8")
+            await config.write_text(config_text({"url": embedded.url}, base_url), encoding="utf-8")
             store = connect(embedded.url, role="commands", max_connections=1)
             try:
                 order = Order(plan, embedded.url, str(config))
@@ -117,9 +119,16 @@ async def prepared(plan: Plan) -> AsyncGenerator[Bench]:
                 await store.aclose()
 
 
-def _config(url: str, base_url: str) -> str:
-    # JSON texts and lists of them are TOML too.
-    texts = {"url": url, "base_url": base_url, "labels": LABELS}
+def config_text(redis: Mapping[str, str | bool | int], base_url: str) -> str:
+    """The configuration of the bench's task; `redis` is the `[redis]` table."""
+    texts = {"base_url": base_url, "labels": LABELS}
     return _CONFIG.format(
-        task=TASK, **{name: msgspec.json.encode(value).decode() for name, value in texts.items()}
+        task=TASK,
+        redis="\n".join(f"{name} = {_toml(value)}" for name, value in redis.items()),
+        **{name: _toml(value) for name, value in texts.items()},
     )
+
+
+def _toml(value: object) -> str:
+    """JSON texts, numbers and lists of them are TOML too."""
+    return msgspec.json.encode(value).decode()

@@ -18,6 +18,7 @@ async def worker(order: Order) -> AsyncGenerator[Steps]:
     settings = load_settings(Path(order.config))
     async with open_models(settings) as backends:
         tasks = build_tasks(settings, backends)
-        serving = Worker(order.url, tasks, settings.worker, shards=settings.shards)
+        store = settings.redis or order.url
+        serving = Worker(store, tasks, settings.worker, shards=settings.shards)
         async with serving.running():
             yield {}
