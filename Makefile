@@ -13,7 +13,7 @@ demo: $(VENV)/.base
 	$(BIN)/python examples/demo.py $(ARGS)
 
 # Tests mostly wait, for servers and processes: three at a time keep two cores busy.
-PARALLEL ?= -n 3 --dist loadfile
+PARALLEL ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)

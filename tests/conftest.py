@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,18 @@ def store_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real server that all tests share."""
     with EmbeddedStore(tmp_path_factory.mktemp("store"), maxmemory="256mb") as embedded:
         yield embedded.url
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder in which commands, told so by TMPDIR, make their temporary folders.
+
+    Its path is shorter than that of `tmp_path`: sockets are to fit.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr("tempfile.tempdir", None)
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -62,18 +61,6 @@ PROMISED = {
 def left_in(folder: Path) -> list[Path]:
     """What a run has left in the folder for temporary files."""
     return list(folder.glob("askonce-bench-*"))
-
-
-@pytest.fixture
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder that the bench, told so by TMPDIR, makes its temporary folder in.
-
-    Its path is shorter than that of `tmp_path`: sockets are to fit.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        monkeypatch.setenv("TMPDIR", folder)
-        monkeypatch.setattr("tempfile.tempdir", None)
-        yield Path(folder)
 
 
 async def test_a_run_measures_everything(temporary: Path) -> None:

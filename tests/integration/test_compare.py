@@ -6,7 +6,6 @@ Times and rates are never judged here: a shared machine decides them.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -34,14 +33,6 @@ TINY = Plan(
     limit_s=60.0,
 )
 OF_QUEUES_ONLY = {"producer_cpu_us_per_job"}
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that a comparison, told so by TMPDIR, makes its temporary folder in."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    return tmp_path
 
 
 def left_in(folder: Path) -> list[Path]:
@@ -148,10 +139,9 @@ def test_the_command_compares_with_a_real_queue_and_a_real_cache(tmp_path: Path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the server's children are found in /proc")
-def test_an_interrupt_ends_everything(tmp_path: Path) -> None:
+def test_an_interrupt_ends_everything(temporary: Path) -> None:
     comparing = subprocess.Popen(
         [sys.executable, "-m", "askonce_loadtest", "compare", "--only", "askonce"],
-        env={**os.environ, "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
@@ -163,7 +153,7 @@ def test_an_interrupt_ends_everything(tmp_path: Path) -> None:
     assert comparing.returncode == 130
     assert output == b""
     eventually_sync(lambda: not any(map(psutil.pid_exists, started)))
-    assert left_in(tmp_path) == []
+    assert left_in(temporary) == []
 
 
 def _at_work(pid: int) -> list[int]:

@@ -175,10 +175,7 @@ def run_of(output: str) -> dict[str, Any]:
     return found
 
 
-def test_it_brings_its_own_deployment_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_it_brings_its_own_deployment_and_leaves_nothing(tmp_path: Path, temporary: Path) -> None:
     path = workload(tmp_path)
     late = ("--max-late-ms", "60000")
     args = ("--rate", "400", "--seconds", "1", "--prime", "--model-latency-ms", "1", *late)
@@ -189,7 +186,7 @@ def test_it_brings_its_own_deployment_and_leaves_nothing(
     assert 0 < run["latency_ms"]["p50"] <= run["latency_ms"]["p99"] <= run["latency_ms"]["max"]
     assert run["intended_per_s"] == pytest.approx(400, rel=0.01)
     assert run["invalid"] == []
-    assert list(tmp_path.glob("askonce-drive-*")) == []
+    assert list(temporary.glob("askonce-drive-*")) == []
 
 
 def test_a_search_goes_up_to_its_bound_on_a_running_deployment(
@@ -229,7 +226,7 @@ def test_an_interrupt_gives_what_there_is(tmp_path: Path, up: Up) -> None:
     assert driving.returncode == 130, told
     run = run_of(output)
     assert run["interrupted"]
-    assert 0 < run["answered"] == run["intended"]
+    assert 0 < run["answered"] <= run["intended"]  # the last may have been under way
 
 
 def test_a_search_without_workers_ends_with_one_line(

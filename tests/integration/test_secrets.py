@@ -46,6 +46,7 @@ base_url = "{url}"
 model = "m"
 api_key_file = "{file}"
 timeout_s = 2
+breaker = {{ enabled = false }}
 
 [tasks.{name}]
 model = "{name}"

@@ -16,6 +16,7 @@ from askonce_worker.cli.stats_view import ALL, View, amount
 from askonce_worker.config import load_settings
 from askonce_worker.observe.budget import Budget, Budgets
 from askonce_worker.observe.counters import Counters
+from askonce_worker.observe.fields import of_lane
 from askonce_worker.observe.money import NANO, Price
 from askonce_worker.observe.tally import worth_of
 from askonce_worker.observe.totals import NO_TERMS, Terms, read_fleet
@@ -173,6 +174,7 @@ async def test_budgets_of_today(askonce_store: Store) -> None:
 async def test_accounts_of_lanes(askonce_store: Store) -> None:
     counters = counted(5, 5)
     for lane, calls in (("interactive", 1), ("bulk", 4)):
+        counters.count("size", of_lane(lane, "calls"), calls)
         counters.paid("size", PRICE, "", lane=lane, calls=calls, tokens=(calls * 10**6, 0))
     text = await seen(askonce_store, counters)
     assert [line.split() for line in text.splitlines() if "lane " in line] == [

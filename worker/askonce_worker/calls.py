@@ -25,6 +25,7 @@ from askonce_worker.leases import Leases
 from askonce_worker.models.batching import Part
 from askonce_worker.models.protocol import ModelFailure, Question, Rejection, TransientFailure
 from askonce_worker.observe.counters import Counters
+from askonce_worker.observe.fields import of_lane
 from askonce_worker.tasks import Backend, Task
 
 REMEMBER_ATTEMPTS_S = 60.0
@@ -188,7 +189,7 @@ class Calls:
         self._counters.count(task.name, "model_calls")
         self._counters.count(task.name, f"calls_{reason}")
         if call.lane:
-            self._counters.count(task.name, f"lane_{call.lane}_calls")
+            self._counters.count(task.name, of_lane(call.lane, "calls"))
         cost_nano = 0
         # Before the call: a worker that dies in it has still said why it was made.
         log.debug(
