@@ -96,16 +96,30 @@ class Told:
     """What limits are told of a model's requests."""
 
     def __init__(self, model: BatchedModel) -> None:
-        self.began = 0
-        self.ended: list[str | None] = []
-        model.watch(self.begin, self.end)
+        self.requests = 0
+        self.ends: list[str | None] = []
+        model.watcher = self
+        self.waiting = 0
+        self.again: list[bool] = []
+        self.admits = True
+        self.open = asyncio.Event()
+        self.open.set()
 
-    def begin(self) -> None:
-        self.began += 1
+    async def admit(self, *, again: bool) -> bool:
+        self.waiting += 1
+        try:
+            await self.open.wait()
+        finally:
+            self.waiting -= 1
+        self.again.append(again)
+        return self.admits
 
-    def end(self, outcome: Outcome | None) -> None:
+    def began(self) -> None:
+        self.requests += 1
+
+    def ended(self, outcome: Outcome | None) -> None:
         failed = outcome.code if isinstance(outcome, ModelFailure) else None
-        self.ended.append("answer" if isinstance(outcome, Answer) else failed)
+        self.ends.append("answer" if isinstance(outcome, Answer) else failed)
 
 
 def batched(many: Many, size: int = SIZE, wait_s: float = WAIT_S) -> BatchedModel:
@@ -175,7 +189,7 @@ def test_one_bad_result_fails_one_question() -> None:
         told = Told(model)
         assert await all_said(model, "a", "bad", "c", "d") == ["A", "out_of_set", "C", "D"]
         assert many.sizes == [4]
-        assert (told.began, told.ended) == (1, ["answer"])
+        assert (told.requests, told.ends) == (1, ["answer"])
 
     run_virtually(main())
 
@@ -188,7 +202,7 @@ def test_one_poisonous_input_is_found_by_halves() -> None:
         texts = [f"t{number}" for number in range(31)]
         assert await all_said(model, *texts, "poison") == [*map(str.upper, texts), "rejected"]
         assert len(many.requests) == 1 + 2 * 5  # 2 log2 32 after the first
-        assert told.began == len(told.ended) == 11
+        assert told.requests == len(told.ends) == 11
 
     run_virtually(main())
 
@@ -265,7 +279,7 @@ def test_a_fault_of_the_models_code_is_raised_to_one_and_fails_the_others() -> N
         errors = await asyncio.gather(*asks, return_exceptions=True)
         assert [type(error) for error in errors] == [KeyError] + [TransientFailure] * 2
         assert "KeyError" in str(errors[1])
-        assert told.ended == ["model_failed"]
+        assert told.ends == ["model_failed"]
 
     run_virtually(main())
 
@@ -301,7 +315,7 @@ def test_when_all_have_left_the_request_is_cancelled() -> None:
             one.cancel()
         assert all(isinstance(one, asyncio.CancelledError) for one in await ended(asks))
         await asyncio.sleep(0)
-        assert (many.cancelled, told.ended) == (1, [None])
+        assert (many.cancelled, told.ends) == (1, [None])
         assert await said(model, "c") == "C"
 
     async def ended(asks: Sequence[asyncio.Task[str]]) -> list[object]:
@@ -409,7 +423,7 @@ def test_everybody_gets_their_own_outcome(asks: list[Ask], size: int, wait_ms: i
             waited_ms = at * 1000 - asks[int(text.partition("-")[2])].at_ms
             assert waited_ms <= wait_ms + 0.001
         assert len(many.requests) <= max(0, 2 * len(asks) - 1)
-        assert told.began == len(told.ended) == len(many.requests)
+        assert told.requests == len(told.ends) == len(many.requests)
         assert sum(part.requests for part in parts) == len(many.requests)
         assert sum(part.share for part in parts) == pytest.approx(len(many.requests))
         assert not model._waiting  # pyright: ignore[reportPrivateUsage]
