@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from askonce_queue.errors import ConfigError
 from askonce_queue.reply import Answer, ErrorCode
-from askonce_worker.models.batching import BatchedModel, Outcome, Part
+from askonce_worker.models.batching import BatchedModel, NotAsked, Outcome, Part
 from askonce_worker.models.protocol import (
     ModelFailure,
     Prompt,
@@ -134,6 +134,8 @@ async def said(
         return (await model.ask(prompt, Question(text=text), part)).label or ""
     except ModelFailure as failure:
         return failure.code
+    except NotAsked as not_asked:
+        return "not asked again" if not_asked.begun else "not asked"
 
 
 async def all_said(model: BatchedModel, *texts: str, alone: bool = False) -> list[str]:
@@ -358,6 +360,87 @@ def test_bounds_that_cannot_be_meant() -> None:
         for size, wait_s in ((0, 1.0), (1, -1.0)):
             with pytest.raises(ConfigError, match="size"):
                 BatchedModel(Many(), size=size, wait_s=wait_s)
+
+    run_virtually(main())
+
+
+# --- when a request may begin --------------------------------------------------------------------
+
+
+def test_each_request_waits_for_its_turn_and_takes_who_is_wanted_then() -> None:
+    async def main() -> None:
+        many = Many()
+        model = batched(many)
+        told = Told(model)
+        told.open.clear()
+        parts = [Part(), Part(begins=lambda: False), Part(), Part()]
+        asks = [
+            asyncio.create_task(said(model, text, part=part))
+            for text, part in zip("abcd", parts, strict=True)
+        ]
+        await asyncio.sleep(1)
+        assert (told.waiting, many.requests, [part.begun for part in parts]) == (1, [], [False] * 4)
+        asks[0].cancel()
+        await asyncio.sleep(0)
+        told.open.set()
+        assert await asyncio.gather(*asks[1:]) == ["not asked", "C", "D"]
+        assert [request.texts for request in many.requests] == [("c", "d")]
+        assert [(part.requests, part.share) for part in parts] == [
+            (0, 0), (0, 0), (1, 0.5), (0, 0.5),
+        ]  # fmt: skip
+        assert (told.requests, told.ends) == (1, ["answer"])
+
+    run_virtually(main())
+
+
+def test_who_may_not_ask_by_then_does_not() -> None:
+    async def main() -> None:
+        many = Many()
+        model = batched(many)
+        told = Told(model)
+        told.admits = False
+        assert await all_said(model, *"abcde") == ["not asked"] * 5
+        assert (many.requests, told.requests, told.ends) == ([], 0, [])
+
+    run_virtually(main())
+
+
+def test_halves_wait_for_turns_of_their_own() -> None:
+    async def main() -> None:
+        many = Many()
+        model = batched(many)
+        told = Told(model)
+        asking = asyncio.create_task(all_said(model, "a", "b", "c", "poison"))
+        await asyncio.sleep(CALL_S / 2)
+        told.open.clear()
+        await asyncio.sleep(1)
+        assert (len(many.requests), told.waiting) == (1, 2)
+        told.admits = False
+        told.open.set()
+        assert await asking == ["not asked again"] * 4
+        assert told.again == [False, True, True]
+        assert (told.requests, told.ends) == (1, ["rejected"])
+
+    run_virtually(main())
+
+
+def test_who_waits_for_a_turn_can_leave_and_be_ended() -> None:
+    async def main() -> None:
+        many = Many()
+        model = batched(many)
+        told = Told(model)
+        told.open.clear()
+        asks = [asyncio.create_task(said(model, text)) for text in "abcdefgh"]
+        await asyncio.sleep(0.1)
+        assert told.waiting == 2
+        for one in asks[:4]:
+            one.cancel()
+        await asyncio.gather(*asks[:4], return_exceptions=True)
+        await asyncio.sleep(0)
+        assert told.waiting == 1
+        await model.aclose()
+        assert await asyncio.gather(*asks[4:]) == ["model_failed"] * 4
+        assert (told.waiting, told.requests, many.requests) == (0, 0, [])
 
     run_virtually(main())
 
