@@ -291,7 +291,7 @@ async def test_a_run_of_failed_requests_is_one_and_a_request_is_the_probe(
 
 
 async def test_a_request_of_many_that_is_told_to_wait_halves_the_limit_once(
-    store: redis.asyncio.Redis, store_url: str, tmp_path: Path
+    store: redis.asyncio.Redis, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = TEXTS[:32]
     async with (
@@ -307,7 +307,7 @@ async def test_a_request_of_many_that_is_told_to_wait_halves_the_limit_once(
             ended(*args)
             ends.append((backend.availability.vitals(1000).limit, backend.asking))
 
-        backend.ended = note  # type: ignore[method-assign]
+        monkeypatch.setattr(backend, "ended", note)
         outcomes = await outcomes_of(resolver, tasks["t"], texts)
         assert not [outcome.error for outcome in outcomes if outcome.error]
         assert server.total_requests == 2
