@@ -180,6 +180,9 @@ def counted_names() -> Iterator[tuple[str, bool]]:
             elif isinstance(name, ast.JoinedStr):
                 assert isinstance(name.values[0], ast.Constant)
                 yield str(name.values[0].value), True
+            elif isinstance(name, ast.Call):
+                assert ast.unparse(name.func) == "of_lane", ast.unparse(name)
+                yield "lane_", True
             else:
                 assert ast.unparse(name) == "source", ast.unparse(node)
 
