@@ -13,16 +13,19 @@ import pytest
 import redis.asyncio
 from structlog.testing import capture_logs
 
-from askonce_loadtest.model_server import Fault, ModelServer
+from askonce_loadtest.model_server import Behaviour, Fault, ModelServer
 from askonce_queue.reply import Answer
 from askonce_worker.build import build_tasks, open_models
+from askonce_worker.clock import SystemClock
 from askonce_worker.config import load_settings
 from askonce_worker.models.batching import BatchedModel
+from askonce_worker.models.circuit import Circuit
 from askonce_worker.models.http_many import HttpManyModel, ManyDialect
 from askonce_worker.models.moderations import Moderations
 from askonce_worker.models.predict import Predict
 from askonce_worker.models.protocol import ModelFailure, Prompt, Question, TransientFailure
 from askonce_worker.models.python_many import PythonManyModel
+from askonce_worker.models.retry import RetryPolicy
 from askonce_worker.observe.money import NANO
 from askonce_worker.resolver import Resolver
 from askonce_worker.tasks import Task
@@ -33,6 +36,7 @@ from tests.support.resolving import (
     assert_at_rest,
     resolver_on,
 )
+from tests.support.waiting import eventually
 
 SIZE, PRICE = 25, 0.25
 TEXTS = [f"text {number}" for number in range(4 * SIZE)]
@@ -215,6 +219,154 @@ async def test_a_request_that_fails_is_tried_again_one_by_one_or_later(
         assert server.total_requests == total(resolver, "model_requests") == requests
         assert total(resolver, "calls_retry") == len(FEW)
         await assert_at_rest(store, resolver, tasks["t"])
+
+
+# --- a model that is down, limited, or both ----------------------------------------------------
+
+
+DEAD = TransientFailure("unavailable", "connection refused", reached=False)
+ONCE = RetryPolicy(max_attempts=1, base_s=0.001, cap_s=0.002)
+BREAKER = """
+[models.guard.breaker]
+failures = 8
+open_s = 0.2
+"""
+
+
+class Gate:
+    """An admission that lets requests begin when it is opened."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.opened = asyncio.Event()
+
+    async def admit(self) -> None:
+        self.waiting += 1
+        try:
+            await self.opened.wait()
+        finally:
+            self.waiting -= 1
+
+
+async def test_one_failed_request_of_many_is_no_outage(
+    store: redis.asyncio.Redis, store_url: str, tmp_path: Path
+) -> None:
+    texts = TEXTS[:32]
+    async with (
+        ModelServer(script={texts[7]: ["status_500"]}) as server,
+        tasks_of(tmp_path, api_config(server, "predict", size=32)) as tasks,
+        resolver_on(store_url) as resolver,
+    ):
+        backend = tasks["t"].backend
+        outcomes = await outcomes_of(resolver, tasks["t"], texts)
+        assert not [outcome.error for outcome in outcomes if outcome.error]
+        assert server.total_requests == 1 + 32
+        vitals = backend.availability.vitals(backend.slots)
+        assert (vitals.circuit, vitals.openings, vitals.limit) == ("closed", 0, backend.slots)
+        await assert_at_rest(store, resolver, tasks["t"])
+
+
+async def test_a_run_of_failed_requests_is_one_and_a_request_is_the_probe(
+    store: redis.asyncio.Redis, store_url: str, tmp_path: Path
+) -> None:
+    async with ModelServer(Behaviour(status_500=1.0)) as server:
+        config = api_config(server, "predict", size=4) + BREAKER
+        async with tasks_of(tmp_path, config) as tasks, resolver_on(store_url) as resolver:
+            task = tasks["t"]
+            task.retry = ONCE
+            availability = task.backend.availability
+            outcomes = await outcomes_of(resolver, task, TEXTS[: 7 * 4])
+            assert {outcome.error.code for outcome in outcomes if outcome.error} == {"unavailable"}
+            assert availability.circuit is Circuit.CLOSED
+            waiters = [Waiter(task, text) for text in TEXTS[7 * 4 : 8 * 4]]
+            resolver.resolve(waiters)
+            await eventually(lambda: availability.outage)
+            before = server.total_requests
+            server.behaviour = Behaviour()
+            assert all([(await waiter.outcome()).label for waiter in waiters])
+            assert availability.circuit is Circuit.CLOSED
+            assert availability.vitals(256).openings == 1
+            assert server.total_requests - before <= 4
+            await assert_at_rest(store, resolver, task)
+
+
+async def test_a_request_of_many_that_is_told_to_wait_halves_the_limit_once(
+    store: redis.asyncio.Redis, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = TEXTS[:32]
+    async with (
+        ModelServer(script={texts[3]: ["status_429"]}) as server,
+        tasks_of(tmp_path, api_config(server, "predict", size=32)) as tasks,
+        resolver_on(store_url) as resolver,
+    ):
+        backend = tasks["t"].backend
+        ends: list[tuple[float, int]] = []
+        ended = backend.ended
+
+        def note(*args: Any) -> None:
+            ended(*args)
+            ends.append((backend.availability.vitals(1000).limit, backend.asking))
+
+        monkeypatch.setattr(backend, "ended", note)
+        outcomes = await outcomes_of(resolver, tasks["t"], texts)
+        assert not [outcome.error for outcome in outcomes if outcome.error]
+        assert server.total_requests == 2
+        assert {limit for limit, _ in ends[:32]} == {32}
+        assert min(limit for limit, _ in ends) == 32
+        assert (ends[31][1], ends[-1][1]) == (0, 0)
+        await assert_at_rest(store, resolver, tasks["t"])
+
+
+async def test_who_is_late_by_the_time_of_a_request_is_not_in_it(
+    store: redis.asyncio.Redis, store_url: str, tmp_path: Path
+) -> None:
+    async with (
+        ModelServer() as server,
+        tasks_of(tmp_path, api_config(server, "predict", size=len(FEW))) as tasks,
+        resolver_on(store_url) as resolver,
+    ):
+        task, gate = tasks["t"], Gate()
+        task.backend.admission = gate
+        deadline = SystemClock().monotonic() + 0.3
+        late = Waiter(task, FEW[2], deadline=deadline)
+        waiters = [Waiter(task, text) for text in FEW if text != FEW[2]]
+        resolver.resolve([*waiters, late])
+        await eventually(lambda: gate.waiting == 1)
+        error = (await late.outcome()).error
+        assert error is not None
+        assert error.code == "deadline_exceeded"
+        assert total(resolver, "model_calls") == 0
+        gate.opened.set()
+        assert all([(await waiter.outcome()).label for waiter in waiters])
+        await assert_at_rest(store, resolver, task)
+        assert server.calls.keys() == set(FEW) - {FEW[2]}
+        assert total(resolver, "model_calls") == len(FEW) - 1
+
+
+async def test_a_batch_whose_model_goes_down_while_it_waits_gives_way(
+    store: redis.asyncio.Redis, store_url: str, tmp_path: Path
+) -> None:
+    async with (
+        ModelServer() as server,
+        tasks_of(tmp_path, api_config(server, "predict", size=len(FEW)) + BREAKER) as tasks,
+        resolver_on(store_url) as resolver,
+    ):
+        task, gate = tasks["t"], Gate()
+        availability = task.backend.availability
+        task.backend.admission = gate
+        waiters = [Waiter(task, text) for text in FEW]
+        resolver.resolve(waiters)
+        await eventually(lambda: gate.waiting == 1)
+        for key in (b"q", b"r"):
+            availability.ended(DEAD, key, availability.began())
+        assert availability.down
+        gate.opened.set()
+        await eventually(lambda: total(resolver, "given_way") == len(FEW))
+        assert (total(resolver, "model_calls"), server.total_requests) == (0, 0)
+        assert all([(await waiter.outcome()).label for waiter in waiters])
+        assert set(server.calls.values()) == {1}
+        assert total(resolver, "calls_fill") == len(FEW)
+        await assert_at_rest(store, resolver, task)
 
 
 # --- Python ----------------------------------------------------------------------------------

@@ -55,6 +55,37 @@ def test_requests_hold_within_two_percent_both_ways(client: redis.Redis, limit: 
     assert per_minute(fleet, fleet.begun[0].at + 2) >= 0.98 * limit
 
 
+@pytest.mark.parametrize("limit", [60, 600])
+def test_scarce_requests_are_full_of_questions(client: redis.Redis, limit: int) -> None:
+    """What is limited is requests: each worker puts as many questions in one as it may have."""
+    size = 32
+    fleet = QuotaFleet(client, LimitsConfig(requests_per_minute=limit), batch=size)
+    fleet.run(lambda fleet: saturate(fleet, 75, workers=3))
+    assert fleet.most_in_a_minute() <= limit
+    assert per_minute(fleet, fleet.begun[0].at + 2) >= 0.95 * limit
+    sizes = [call.questions for call in fleet.begun if call.at >= fleet.begun[0].at + 2]
+    assert sum(sizes) >= 0.95 * size * len(sizes)
+
+
+def test_failed_requests_of_many_do_not_break_the_limit(client: redis.Redis) -> None:
+    """Each of their questions is asked again alone, in its turn."""
+    limit = 600
+    fleet = QuotaFleet(client, LimitsConfig(requests_per_minute=limit), batch=8, failing=0.1)
+    fleet.run(lambda fleet: saturate(fleet, 65, workers=3))
+    assert fleet.most_in_a_minute() <= limit
+    assert per_minute(fleet, fleet.begun[0].at + 2) >= 0.95 * limit
+
+
+def test_slots_of_batches_are_requests(client: redis.Redis) -> None:
+    limit, size = 6, 8
+    fleet = QuotaFleet(client, LimitsConfig(concurrency=limit), batch=size, call_s=lambda _: 0.2)
+    fleet.run(lambda fleet: saturate(fleet, 40.0, workers=3))
+    assert fleet.most_in_flight == limit
+    later = [call.questions for call in fleet.begun if call.at >= fleet.begun[0].at + 5]
+    assert sum(later) >= 0.9 * size * len(later)
+    assert len(later) >= 0.8 * 35 * limit / 0.2
+
+
 def test_tokens_hold_within_two_percent_both_ways(client: redis.Redis) -> None:
     """Although nobody knows before what a call will take."""
     limit = 60_000

@@ -145,6 +145,51 @@ async def test_rates_hold_over_eight_workers(store_url: str, tmp_path: Path, kin
         assert server.most_within(seconds) <= rates.most_calls + rates.calls_per_s * passed_s
 
 
+async def test_scarce_requests_hold_and_are_full_of_questions(
+    store_url: str, tmp_path: Path
+) -> None:
+    """Two workers and a server that enforces the limit, with little of its minute left."""
+    limit, jobs, size = 600, 2000, 32
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(
+            ModelServer(Behaviour(latency_ms=30, requests_per_minute=limit))
+        )
+        bucket = server._limits.requests  # pyright: ignore[reportPrivateUsage]
+        assert bucket is not None
+        bucket.take(limit - 15)
+        path = tmp_path / "askonce.toml"
+        path.write_text(f"""
+[models.guard]
+kind = "predict"
+base_url = "{server.root_url}"
+model = "m"
+batch = {{ size = {size}, wait_ms = 5 }}
+limits = {{ requests_per_minute = {limit} }}
+[tasks.tone]
+model = "guard"
+""")
+        settings = load_settings(path)
+        workers: list[Worker] = []
+        for _ in range(2):
+            backends = await stack.enter_async_context(open_models(settings))
+            worker = Worker(store_url, build_tasks(settings, backends), settings.worker)
+            workers.append(await stack.enter_async_context(worker.running()))
+        client = await stack.enter_async_context(Client(store_url))
+        began = time.monotonic()
+        await enqueue(client, jobs)
+        replies = client.replies()
+        for _ in range(jobs):
+            assert (await anext(replies)).answer is not None
+        passed_s = time.monotonic() - began + VALID_S + LATE_S
+        rates = rates_of(LimitsConfig(requests_per_minute=limit))
+        assert server.limited == 0
+        assert server.total_calls == jobs
+        assert server.total_requests <= rates.most_calls + rates.calls_per_s * passed_s
+        assert server.total_calls > server.total_requests * size / 2
+        requests = sum(worker.counters.total("model_requests") for worker in workers)
+        assert requests == server.total_requests
+
+
 async def test_a_killed_workers_slots_come_back(store_url: str, tmp_path: Path) -> None:
     """And no sooner: its calls may still be on their way."""
     limits = {"concurrency": 2}

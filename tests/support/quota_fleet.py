@@ -20,7 +20,8 @@ from askonce_queue.reply import Answer, Usage
 from askonce_queue.scripts import Call, Script
 from askonce_queue.store import Store
 from askonce_worker.config import LimitsConfig
-from askonce_worker.models.protocol import Model, TransientFailure
+from askonce_worker.models.batching import BatchedModel, Part
+from askonce_worker.models.protocol import Model, Prompt, Question, TransientFailure
 from askonce_worker.quotas import Quotas
 from askonce_worker.tasks import Backend
 from tests.support.virtual_loop import VirtualLoop, run_virtually
@@ -29,14 +30,48 @@ from tests.support.virtual_scripts import CLOCK_FIELD, PRELUDE, START_MS, TAG
 MODEL = "gpt"
 TTL_S = 10.0
 LOOK_UP_S = 0.002
+PROMPT, QUESTION = Prompt(), Question(text="text")
 
 
 class Begun(NamedTuple):
-    """A call: when it began, whose, and how many tokens it took."""
+    """A request: when it began, whose, how many tokens it took, and how many questions."""
 
     at: float
     worker: int
     tokens: int
+    questions: int = 1
+
+
+class FleetModel:
+    """A `ManyModel` whose requests are noted."""
+
+    def __init__(self, fleet: QuotaFleet, worker: int) -> None:
+        self._fleet = fleet
+        self._worker = worker
+
+    def group(self, question: Question) -> str:
+        return str(question.text)
+
+    async def ask(self, prompt: Prompt, question: Question) -> Answer:
+        return (await self.ask_many(prompt, [question]))[0]
+
+    async def ask_many(self, prompt: Prompt, questions: Sequence[Question]) -> list[Answer]:
+        del prompt
+        fleet = self._fleet
+        fleet.note(self._worker, 0, len(questions))
+        try:
+            await asyncio.sleep(fleet.call_s())
+        finally:
+            fleet.in_flight -= 1
+        if fleet.rng.random() < fleet.failing:
+            raise TransientFailure("unavailable", "it failed")
+        return [Answer()] * len(questions)
+
+    async def check(self) -> str:
+        return "a fleet's"
+
+    async def aclose(self) -> None:
+        pass
 
 
 class VirtualServer:
@@ -79,7 +114,10 @@ class FleetWorker:
 
     def __init__(self, fleet: QuotaFleet, index: int, slots: int) -> None:
         self.index = index
-        self.backend = Backend(MODEL, cast("Model", None), slots, 60.0, shared=fleet.limits)
+        model = cast("Model", None)
+        if fleet.batch:
+            model = BatchedModel(FleetModel(fleet, index), size=fleet.batch, wait_s=0.005)
+        self.backend = Backend(MODEL, model, slots, 60.0, shared=fleet.limits)
         self.backend.when_opened.append(self._opened)
         self.backend.who_waits.append(lambda _: self.waiting)
         self.waiting = 0
@@ -118,30 +156,56 @@ class FleetWorker:
             task.add_done_callback(self.tasks.discard)
 
     async def _fly(self) -> None:
-        fleet, backend = self._fleet, self.backend
+        backend = self.backend
         try:
             await asyncio.sleep(LOOK_UP_S)
-            while True:
-                await self.quota.admit()
-                backend.began()
-                self.begun += 1
-                tokens = fleet.tokens()
-                fleet.note(self.index, tokens)
-                try:
-                    await asyncio.sleep(fleet.call_s())
-                finally:
-                    fleet.in_flight -= 1
-                if fleet.rng.random() >= fleet.failing:
-                    break
-                backend.ended(TransientFailure("unavailable", "it failed"), b"", 0)
-                await asyncio.sleep(fleet.rng.uniform(0, 1))
-            backend.ended(Answer(usage=Usage(input_tokens=tokens)), b"", 0)
+            await (self._call_in_batches() if self._fleet.batch else self._call())
         finally:
             backend.in_flight -= 1
-        self.waiting += fleet.endless
+        self.waiting += self._fleet.endless
         if self.waiting:
             backend.wanted()
         self._opened(backend)
+
+    async def _call(self) -> None:
+        """Ask until there is an answer."""
+        fleet, backend = self._fleet, self.backend
+        while True:
+            await self.quota.admit()
+            backend.began()
+            self.begun += 1
+            tokens = fleet.tokens()
+            fleet.note(self.index, tokens)
+            try:
+                await asyncio.sleep(fleet.call_s())
+            finally:
+                fleet.in_flight -= 1
+            if fleet.rng.random() >= fleet.failing:
+                break
+            backend.ended(TransientFailure("unavailable", "it failed"), b"", 0)
+            await asyncio.sleep(fleet.rng.uniform(0, 1))
+        backend.ended(Answer(usage=Usage(input_tokens=tokens)), b"", 0)
+
+    async def _call_in_batches(self) -> None:
+        """Ask until there is an answer, after a failure alone."""
+        alone = False
+        while not await self._answered_in_a_batch(alone=alone):
+            alone = True
+            await self.backend.pause(self._fleet.rng.uniform(0, 1))
+
+    async def _answered_in_a_batch(self, *, alone: bool) -> bool:
+        """Ask once with others, as `Calls.ask` does; whether there was an answer."""
+        backend = self.backend
+        part = Part(alone=alone, begins=lambda: backend.began() >= 0)
+        outcome: Answer | TransientFailure | None = None
+        try:
+            outcome = await backend.ask(PROMPT, QUESTION, part)
+        except TransientFailure as failure:
+            outcome = failure
+        finally:
+            if part.begun:
+                backend.ended(outcome, b"", 0)
+        return isinstance(outcome, Answer)
 
     async def drain(self) -> None:
         """End well."""
@@ -167,7 +231,10 @@ async def _nothing() -> None:
 
 
 class QuotaFleet:
-    """Workers, their store, and what began when. `endless`: a flight that ends brings the next."""
+    """Workers, their store, and what began when. `endless`: a flight that ends brings the next.
+
+    `batch`: how many questions a request may have, if it may have several.
+    """
 
     def __init__(
         self,
@@ -175,6 +242,7 @@ class QuotaFleet:
         limits: LimitsConfig,
         *,
         seed: int = 0,
+        batch: int = 0,
         endless: bool = True,
         failing: float = 0.0,
         call_s: Callable[[random.Random], float] = lambda rng: rng.uniform(0.05, 0.5),
@@ -187,6 +255,7 @@ class QuotaFleet:
         self.server = VirtualServer(client, self.loop, self.rng)
         self.workers: list[FleetWorker] = []
         self.endless = endless
+        self.batch = batch
         self.failing = failing
         self.begun: list[Begun] = []
         self.in_flight = 0
@@ -200,9 +269,9 @@ class QuotaFleet:
     def tokens(self) -> int:
         return self._tokens(self.rng)
 
-    def note(self, worker: int, tokens: int) -> None:
-        """A call begins."""
-        self.begun.append(Begun(self.loop.time(), worker, tokens))
+    def note(self, worker: int, tokens: int, questions: int = 1) -> None:
+        """A request begins."""
+        self.begun.append(Begun(self.loop.time(), worker, tokens, questions))
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
 

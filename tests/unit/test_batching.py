@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from askonce_queue.errors import ConfigError
 from askonce_queue.reply import Answer, ErrorCode
-from askonce_worker.models.batching import BatchedModel, Outcome, Part
+from askonce_worker.models.batching import BatchedModel, NotAsked, Outcome, Part
 from askonce_worker.models.protocol import (
     ModelFailure,
     Prompt,
@@ -96,16 +96,30 @@ class Told:
     """What limits are told of a model's requests."""
 
     def __init__(self, model: BatchedModel) -> None:
-        self.began = 0
-        self.ended: list[str | None] = []
-        model.watch(self.begin, self.end)
+        self.requests = 0
+        self.ends: list[str | None] = []
+        model.watcher = self
+        self.waiting = 0
+        self.again: list[bool] = []
+        self.admits = True
+        self.open = asyncio.Event()
+        self.open.set()
 
-    def begin(self) -> None:
-        self.began += 1
+    async def admit(self, *, again: bool) -> bool:
+        self.waiting += 1
+        try:
+            await self.open.wait()
+        finally:
+            self.waiting -= 1
+        self.again.append(again)
+        return self.admits
 
-    def end(self, outcome: Outcome | None) -> None:
+    def began(self) -> None:
+        self.requests += 1
+
+    def ended(self, outcome: Outcome | None) -> None:
         failed = outcome.code if isinstance(outcome, ModelFailure) else None
-        self.ended.append("answer" if isinstance(outcome, Answer) else failed)
+        self.ends.append("answer" if isinstance(outcome, Answer) else failed)
 
 
 def batched(many: Many, size: int = SIZE, wait_s: float = WAIT_S) -> BatchedModel:
@@ -120,6 +134,8 @@ async def said(
         return (await model.ask(prompt, Question(text=text), part)).label or ""
     except ModelFailure as failure:
         return failure.code
+    except NotAsked as not_asked:
+        return "not asked again" if not_asked.begun else "not asked"
 
 
 async def all_said(model: BatchedModel, *texts: str, alone: bool = False) -> list[str]:
@@ -175,7 +191,7 @@ def test_one_bad_result_fails_one_question() -> None:
         told = Told(model)
         assert await all_said(model, "a", "bad", "c", "d") == ["A", "out_of_set", "C", "D"]
         assert many.sizes == [4]
-        assert (told.began, told.ended) == (1, ["answer"])
+        assert (told.requests, told.ends) == (1, ["answer"])
 
     run_virtually(main())
 
@@ -188,7 +204,7 @@ def test_one_poisonous_input_is_found_by_halves() -> None:
         texts = [f"t{number}" for number in range(31)]
         assert await all_said(model, *texts, "poison") == [*map(str.upper, texts), "rejected"]
         assert len(many.requests) == 1 + 2 * 5  # 2 log2 32 after the first
-        assert told.began == len(told.ended) == 11
+        assert told.requests == len(told.ends) == 11
 
     run_virtually(main())
 
@@ -265,7 +281,7 @@ def test_a_fault_of_the_models_code_is_raised_to_one_and_fails_the_others() -> N
         errors = await asyncio.gather(*asks, return_exceptions=True)
         assert [type(error) for error in errors] == [KeyError] + [TransientFailure] * 2
         assert "KeyError" in str(errors[1])
-        assert told.ended == ["model_failed"]
+        assert told.ends == ["model_failed"]
 
     run_virtually(main())
 
@@ -301,7 +317,7 @@ def test_when_all_have_left_the_request_is_cancelled() -> None:
             one.cancel()
         assert all(isinstance(one, asyncio.CancelledError) for one in await ended(asks))
         await asyncio.sleep(0)
-        assert (many.cancelled, told.ended) == (1, [None])
+        assert (many.cancelled, told.ends) == (1, [None])
         assert await said(model, "c") == "C"
 
     async def ended(asks: Sequence[asyncio.Task[str]]) -> list[object]:
@@ -344,6 +360,87 @@ def test_bounds_that_cannot_be_meant() -> None:
         for size, wait_s in ((0, 1.0), (1, -1.0)):
             with pytest.raises(ConfigError, match="size"):
                 BatchedModel(Many(), size=size, wait_s=wait_s)
+
+    run_virtually(main())
+
+
+# --- when a request may begin --------------------------------------------------------------------
+
+
+def test_each_request_waits_for_its_turn_and_takes_who_is_wanted_then() -> None:
+    async def main() -> None:
+        many = Many()
+        model = batched(many)
+        told = Told(model)
+        told.open.clear()
+        parts = [Part(), Part(begins=lambda: False), Part(), Part()]
+        asks = [
+            asyncio.create_task(said(model, text, part=part))
+            for text, part in zip("abcd", parts, strict=True)
+        ]
+        await asyncio.sleep(1)
+        assert (told.waiting, many.requests, [part.begun for part in parts]) == (1, [], [False] * 4)
+        asks[0].cancel()
+        await asyncio.sleep(0)
+        told.open.set()
+        assert await asyncio.gather(*asks[1:]) == ["not asked", "C", "D"]
+        assert [request.texts for request in many.requests] == [("c", "d")]
+        assert [(part.requests, part.share) for part in parts] == [
+            (0, 0), (0, 0), (1, 0.5), (0, 0.5),
+        ]  # fmt: skip
+        assert (told.requests, told.ends) == (1, ["answer"])
+
+    run_virtually(main())
+
+
+def test_who_may_not_ask_by_then_does_not() -> None:
+    async def main() -> None:
+        many = Many()
+        model = batched(many)
+        told = Told(model)
+        told.admits = False
+        assert await all_said(model, *"abcde") == ["not asked"] * 5
+        assert (many.requests, told.requests, told.ends) == ([], 0, [])
+
+    run_virtually(main())
+
+
+def test_halves_wait_for_turns_of_their_own() -> None:
+    async def main() -> None:
+        many = Many()
+        model = batched(many)
+        told = Told(model)
+        asking = asyncio.create_task(all_said(model, "a", "b", "c", "poison"))
+        await asyncio.sleep(CALL_S / 2)
+        told.open.clear()
+        await asyncio.sleep(1)
+        assert (len(many.requests), told.waiting) == (1, 2)
+        told.admits = False
+        told.open.set()
+        assert await asking == ["not asked again"] * 4
+        assert told.again == [False, True, True]
+        assert (told.requests, told.ends) == (1, ["rejected"])
+
+    run_virtually(main())
+
+
+def test_who_waits_for_a_turn_can_leave_and_be_ended() -> None:
+    async def main() -> None:
+        many = Many()
+        model = batched(many)
+        told = Told(model)
+        told.open.clear()
+        asks = [asyncio.create_task(said(model, text)) for text in "abcdefgh"]
+        await asyncio.sleep(0.1)
+        assert told.waiting == 2
+        for one in asks[:4]:
+            one.cancel()
+        await asyncio.gather(*asks[:4], return_exceptions=True)
+        await asyncio.sleep(0)
+        assert told.waiting == 1
+        await model.aclose()
+        assert await asyncio.gather(*asks[4:]) == ["model_failed"] * 4
+        assert (told.waiting, told.requests, many.requests) == (0, 0, [])
 
     run_virtually(main())
 
@@ -409,7 +506,7 @@ def test_everybody_gets_their_own_outcome(asks: list[Ask], size: int, wait_ms: i
             waited_ms = at * 1000 - asks[int(text.partition("-")[2])].at_ms
             assert waited_ms <= wait_ms + 0.001
         assert len(many.requests) <= max(0, 2 * len(asks) - 1)
-        assert told.began == len(told.ended) == len(many.requests)
+        assert told.requests == len(told.ends) == len(many.requests)
         assert sum(part.requests for part in parts) == len(many.requests)
         assert sum(part.share for part in parts) == pytest.approx(len(many.requests))
         assert not model._waiting  # pyright: ignore[reportPrivateUsage]

@@ -156,8 +156,8 @@ async def test_no_label_has_a_value_that_is_not_known_beforehand(rig: Rig) -> No
     before = rig.families()
     rig.counters.count("a task of somebody's job", "memory")
     rig.counters.count("tone", "failures_said by somebody's model")
-    with rig.counters.model_call("a model of somebody's job"):
-        pass
+    with rig.counters.model_call("a model of somebody's job") as begins:
+        begins()
     after = rig.families()
     assert before.keys() == after.keys()
     for name in before:
@@ -180,6 +180,9 @@ def counted_names() -> Iterator[tuple[str, bool]]:
             elif isinstance(name, ast.JoinedStr):
                 assert isinstance(name.values[0], ast.Constant)
                 yield str(name.values[0].value), True
+            elif isinstance(name, ast.Call):
+                assert ast.unparse(name.func) == "of_lane", ast.unparse(name)
+                yield "lane_", True
             else:
                 assert ast.unparse(name) == "source", ast.unparse(node)
 
@@ -245,10 +248,15 @@ class StepClock:
 async def test_model_calls_are_timed_unless_they_are_cancelled(rig: Rig) -> None:
     clock = StepClock()
     rig.counters._clock = clock
-    with rig.counters.model_call("gpt"):
+    with rig.counters.model_call("gpt") as begins:
+        clock.now += 20  # it waits for others
+        begins()
         clock.now += 0.3
+    with rig.counters.model_call("gpt"):
+        clock.now += 30  # it never begins
     for seconds, ends in ((2.0, ValueError()), (50.0, asyncio.CancelledError())):
-        with contextlib.suppress(type(ends)), rig.counters.model_call("gpt"):
+        with contextlib.suppress(type(ends)), rig.counters.model_call("gpt") as begins:
+            begins()
             clock.now += seconds
             raise ends
     name = "askonce_model_call_duration_seconds"

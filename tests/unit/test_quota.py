@@ -13,6 +13,9 @@ from askonce_queue.quota_scripts import Grant
 from askonce_queue.reply import Answer, Usage
 from askonce_worker.clock import SystemClock
 from askonce_worker.config import LimitsConfig
+from askonce_worker.models.availability import Availability
+from askonce_worker.models.batching import BatchedModel, ManyModel
+from askonce_worker.models.circuit import CircuitBreaker, CircuitPolicy
 from askonce_worker.models.protocol import Model, TransientFailure
 from askonce_worker.quota import VALID_S, Quota, rates_of
 from askonce_worker.tasks import Backend
@@ -30,9 +33,9 @@ class StepClock(SystemClock):
 class Rig:
     """A quota of a backend with plenty of slots, in which flights wait."""
 
-    def __init__(self, waiting: int = 100, **limits: int) -> None:
+    def __init__(self, waiting: int = 100, model: Model | None = None, **limits: int) -> None:
         self.clock = StepClock()
-        self.backend = Backend("m", cast("Model", None), 1000, 60.0)
+        self.backend = Backend("m", cast("Model", model), 1000, 60.0)
         self.backend.who_waits.append(lambda _: waiting)
         self.quota = Quota(
             self.backend,
@@ -96,6 +99,77 @@ def test_slots_are_good_until_shortly_before_their_end() -> None:
     assert rig.backend.free_slots == 4
     rig.clock.now += 0.02 * TTL_S
     assert rig.backend.free_slots == 0
+
+
+def batched_rig(**limits: int) -> Rig:
+    return Rig(model=BatchedModel(cast("ManyModel", None), size=32, wait_s=0.005), **limits)
+
+
+def test_a_call_has_seats_for_as_many_questions_as_a_request() -> None:
+    rig = batched_rig(requests_per_minute=60)
+    backend = rig.backend
+    assert (backend.free_slots, rig.quota.request().calls_wanted) == (0, 4)  # for 100 that wait
+    rig.quota.answered(Grant(0, 0, False, 2, 0, 0, 10, 0, 1))
+    assert backend.free_slots == 64
+    backend.in_flight = 40
+    assert backend.free_slots == 24  # forty are about to board
+    for _ in range(32):
+        backend.began()
+    backend.request_began()
+    assert backend.free_slots == 24
+    backend.pausing = 8  # these failed, and come again later
+    assert backend.free_slots == 32
+
+
+def test_a_slot_has_seats_for_as_many_questions_as_a_request() -> None:
+    rig = batched_rig(concurrency=4)
+    backend = rig.backend
+    rig.grant(slots=3)
+    assert backend.free_slots == 96
+    backend.in_flight = 5
+    for _ in range(5):
+        backend.began()
+    backend.request_began()
+    assert backend.free_slots == 64  # the rest of a request that has begun is nobody's
+
+
+async def test_requests_that_wait_come_before_more_questions() -> None:
+    rig = batched_rig(requests_per_minute=60)
+    backend = rig.backend
+    alone = [asyncio.create_task(rig.quota.admit()) for _ in range(2)]
+    await asyncio.sleep(0)
+    backend.in_flight = 2
+    rig.quota.request()
+    rig.quota.answered(Grant(0, 0, False, 3, 0, 0, 10, 0, 1))
+    assert backend.free_slots == 32
+    for one in alone:
+        one.cancel()
+    await asyncio.gather(*alone, return_exceptions=True)
+    assert backend.free_slots == 94
+
+
+async def test_a_batch_gives_way_if_the_model_went_down_while_it_waited() -> None:
+    """And asks nothing; of a call that has begun, the rest may go on while it is the probe."""
+    rig = batched_rig(requests_per_minute=60)
+    breaker = CircuitBreaker(CircuitPolicy(unreachable=1), rig.clock, random.Random(1))
+    availability = Availability(clock=rig.clock, breaker=breaker)
+    backend = rig.backend
+    backend.availability, backend.admission = availability, rig.quota
+    assert isinstance(backend.model, BatchedModel)
+    watcher = backend.model.watcher
+    batch = asyncio.create_task(watcher.admit(again=False))
+    await asyncio.sleep(0)
+    dead = TransientFailure("unavailable", "connection refused", reached=False)
+    breaker.ended(dead, b"q", breaker.began())
+    rig.grant(calls=2)
+    assert await batch is False
+    assert not await watcher.admit(again=True)
+    rig.clock.now = breaker.until
+    rig.grant(calls=2)
+    assert await watcher.admit(again=False)
+    backend.began()
+    assert not await watcher.admit(again=False)
+    assert await watcher.admit(again=True)
 
 
 async def test_a_call_that_is_tried_again_waits_for_its_turn_and_comes_first() -> None:

@@ -42,6 +42,13 @@ def served(queue: SlotQueue, count: int) -> list[str]:
 weights = st.builds(LaneWeights, st.integers(1, 20), st.integers(1, 20))
 
 
+def test_of_many_that_wait_none_is_forgotten() -> None:
+    """Not those either that come as the dead are looked for."""
+    queue = filled(LaneWeights(), 3 * MOST_DEAD, 3 * MOST_DEAD)
+    assert len(queue) == 6 * MOST_DEAD
+    assert len(served(queue, 7 * MOST_DEAD)) == 6 * MOST_DEAD
+
+
 @given(weights, st.integers(1, 200))
 def test_while_both_wait_each_has_its_share(weights: LaneWeights, slots: int) -> None:
     """Never off by more than one flight of each lane, however many slots were given."""

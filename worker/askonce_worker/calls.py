@@ -22,11 +22,11 @@ from askonce_worker.cache.store_tier import StoreTier
 from askonce_worker.flights import Flight, FlightEnd
 from askonce_worker.landing import Landing
 from askonce_worker.leases import Leases
-from askonce_worker.models.batching import Part
+from askonce_worker.models.batching import NotAsked, Part
 from askonce_worker.models.protocol import ModelFailure, Question, Rejection, TransientFailure
 from askonce_worker.observe.counters import Counters
 from askonce_worker.observe.fields import of_lane
-from askonce_worker.tasks import Backend, Task
+from askonce_worker.tasks import Task
 
 REMEMBER_ATTEMPTS_S = 60.0
 
@@ -122,27 +122,23 @@ class Calls:
         alone = flight.token is None
         reason = _reason(flight)
         apart = flight.attempt > 1
-        while await self.admitted(flight.task.backend):
-            if self._landing.tell_late(flight):
+
+        def wanted() -> bool:
+            return not self._landing.tell_late(flight)
+
+        while await flight.task.backend.admit():
+            if not wanted():
                 await self._abandon(flight)
                 return
             try:
-                answer = await self.ask(Call.of(flight, reason, apart=apart))
-            except OverBudget as failure:
-                await self._reject(flight, failure, 0)
-                return
+                answer = await self.ask(Call.of(flight, reason, apart=apart), wanted)
+            except NotAsked as waited:
+                if waited.begun:  # and rejected among others: it goes on by itself
+                    reason, flight.asked, apart = "retry", True, True
             except Rejection as failure:
-                # A wrong key is no property of the question: it may be mended at any moment.
-                ours = failure.code in {"unauthorized", "quota_exceeded"}
-                task = flight.task
-                remember_s = task.remember_exhausted_s if ours else task.remember_rejection_s
-                await self._reject(flight, failure, remember_s)
+                await self._reject(flight, failure, _remember_s(flight.task, failure))
                 return
             except TransientFailure as failure:
-                given_up = flight.task.fallback is not None and flight.task.backend.down
-                if given_up:
-                    await self._reject(flight, failure, flight.task.remember_exhausted_s)
-                    return
                 if not await self._ready_for_retry(flight, failure, alone=alone):
                     return
                 reason, flight.asked = "retry", True
@@ -157,6 +153,9 @@ class Calls:
     ) -> bool:
         """Wait for the next attempt; False when there is none, and the flight was seen to."""
         task = flight.task
+        if task.fallback is not None and task.backend.down:
+            await self._reject(flight, failure, task.remember_exhausted_s)
+            return False
         if task.backend.outage:
             await self._give_way(flight, forgiven=True)
             return False
@@ -164,7 +163,7 @@ class Calls:
             await self._reject(flight, failure, task.remember_exhausted_s)
             return False
         delay_s = task.retry.delay_s(flight.attempt, failure.retry_after_s, self._rng)
-        if await task.backend.availability.pause(delay_s):
+        if await task.backend.pause(delay_s):
             await self._give_way(flight, forgiven=True)
             return False
         if not await self._may_try_again(flight, alone=alone):
@@ -172,43 +171,35 @@ class Calls:
             return False
         return True
 
-    async def admitted(self, backend: Backend) -> bool:
-        """Wait for a call of what workers share; False if the model may not be asked then.
+    async def ask(self, call: Call, wanted: Callable[[], bool] = lambda: True) -> NewAnswer:
+        """Ask a model once that has admitted it (`Backend.admit`), counted and logged.
 
-        The call is to begin before anything else is awaited.
+        `wanted` is asked when the call begins, which may be later. Raises `ModelFailure`, and
+        `NotAsked` if the model may not be asked by then, or it is not wanted.
         """
-        if backend.admission is not None:
-            await backend.admission.admit()
-        return backend.availability.admits()
-
-    async def ask(self, call: Call) -> NewAnswer:
-        """Ask a model once that has `admitted` it, counted and logged. Raises `ModelFailure`."""
         task, reason = call.task, call.reason
         if task.over_budget:
             raise OverBudget.of(task)
-        self._counters.count(task.name, "model_calls")
-        self._counters.count(task.name, f"calls_{reason}")
-        if call.lane:
-            self._counters.count(task.name, of_lane(call.lane, "calls"))
-        cost_nano = 0
-        # Before the call: a worker that dies in it has still said why it was made.
-        log.debug(
-            "model call",
-            task=task.name,
-            key=call.key.hex(),
-            reason=reason,
-            attempt=call.attempt,
-            began=call.began,
-            granted_until=call.granted_until,
-        )
+        cost_nano = ticket = 0
         outcome: Answer | ModelFailure | None = None
-        part = Part(alone=call.apart)
-        ticket = task.backend.began()
+
+        def begins() -> bool:
+            nonlocal ticket
+            if not wanted():
+                return False
+            self._note(call)
+            ticket = task.backend.began()
+            begin_timing()
+            return True
+
+        part = Part(alone=call.apart, begins=begins)
         try:
-            with self._counters.model_call(task.backend.name):
+            with self._counters.model_call(task.backend.name) as begin_timing:
                 outcome = answer = await _in_a_task_of_its_own(
                     task.backend.ask(task.prompt, call.question, part)
                 )
+        except NotAsked:
+            raise
         except ModelFailure as failure:
             outcome = failure
             self._counters.count(task.name, f"failures_{failure.code}")
@@ -231,19 +222,42 @@ class Calls:
         finally:
             # What has failed is one request, whatever was asked in it.
             beside = isinstance(outcome, TransientFailure) and not part.requests
-            task.backend.ended(None if beside else outcome, call.key, ticket)
+            if part.begun:
+                task.backend.ended(None if beside else outcome, call.key, ticket)
             if part.requests:
                 self._counters.count(task.name, "model_requests", part.requests)
             cost_nano += self._paid(call, calls=part.share)
         if answer.usage is not None:
             tokens = (answer.usage.input_tokens, answer.usage.output_tokens)
             cost_nano += self._paid(call, calls=0, tokens=tokens)
+        return self._encoded(task, answer, cost_nano)
+
+    def _encoded(self, task: Task, answer: Answer, cost_nano: int) -> NewAnswer:
+        """The answer, as it is sent and kept. Raises `Rejection`."""
         try:
             return NewAnswer(answer, encode_json(answer), encode_body(answer), cost_nano)
         except (ValueError, TypeError, OverflowError, msgspec.MsgspecError) as error:
             self._counters.count(task.name, "failures_unparsable")
             not_json = TypeError(f"the answer is not JSON: {error}")
             raise Rejection("unparsable", str(not_json)) from not_json
+
+    def _note(self, call: Call) -> None:
+        """Count and log a call that begins."""
+        task = call.task
+        self._counters.count(task.name, "model_calls")
+        self._counters.count(task.name, f"calls_{call.reason}")
+        if call.lane:
+            self._counters.count(task.name, of_lane(call.lane, "calls"))
+        # Before the call: a worker that dies in it has still said why it was made.
+        log.debug(
+            "model call",
+            task=task.name,
+            key=call.key.hex(),
+            reason=call.reason,
+            attempt=call.attempt,
+            began=call.began,
+            granted_until=call.granted_until,
+        )
 
     def _paid(self, call: Call, *, calls: float, tokens: tuple[int, int] = (0, 0)) -> int:
         """Count what a call cost, for its task, tenant and lane; return that, in billionths."""
@@ -344,6 +358,15 @@ def _reason(flight: Flight) -> str:
     if flight.takeover:
         return "takeover"
     return "refresh" if flight.refresh or flight.spare is not None else "fill"
+
+
+def _remember_s(task: Task, failure: Rejection) -> float:
+    """How long others are told of it without asking themselves."""
+    if isinstance(failure, OverBudget):
+        return 0
+    # A wrong key is no property of the question: it may be mended at any moment.
+    ours = failure.code in {"unauthorized", "quota_exceeded"}
+    return task.remember_exhausted_s if ours else task.remember_rejection_s
 
 
 async def _in_a_task_of_its_own(call: Coroutine[Any, Any, Answer]) -> Answer:

@@ -105,10 +105,8 @@ WITHOUT_TOKENS = ("python", "predict", "openai-moderations")
 """Kinds of models that do not say how many tokens a call has used."""
 
 
-def _check_limits(kind: str, limits: LimitsConfig, *, batched: bool) -> None:
-    """Raise `ValueError` for a limit of what is not reported, or not known before it begins."""
-    if batched and limits.requests_per_minute is not None:
-        raise ValueError("limits: expected no requests_per_minute beside batch")
+def _check_limits(kind: str, limits: LimitsConfig) -> None:
+    """Raise `ValueError` for a limit of what is not reported."""
     if limits.tokens_per_minute is not None and kind in WITHOUT_TOKENS:
         raise ValueError(
             f"limits: expected no tokens_per_minute, as kind {kind!r} reports no tokens"
@@ -139,7 +137,7 @@ class ApiModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     limits: LimitsConfig = LimitsConfig()
 
     def __post_init__(self) -> None:
-        _check_limits(self.kind, self.limits, batched=self.batch is not None)
+        _check_limits(self.kind, self.limits)
         if self.batch is not None and self.kind not in BATCHING_KINDS:
             raise ValueError(f"batch: expected none, as {self.kind!r} takes one question a request")
         check_batch(self.batch, self.max_concurrency)
@@ -185,7 +183,7 @@ class PythonModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     limits: LimitsConfig = LimitsConfig()
 
     def __post_init__(self) -> None:
-        _check_limits(self.kind, self.limits, batched=self.batch is not None)
+        _check_limits(self.kind, self.limits)
         check_batch(self.batch, self.max_concurrency)
 
 

@@ -144,13 +144,37 @@ class Quota:
 
     def room(self, in_flight: int) -> int:
         """How many more flights may take off now; those that wait in `admit` come before them."""
+        self._peak = max(self._peak, self._in_flight)
+        if self.backend.most_a_request > 1:
+            return self._room_in_requests()
         room = sys.maxsize
         if self._slots_limited:
-            self._peak = max(self._peak, in_flight)
             room = min(self.slots, self._share) - in_flight
         if self._calls_limited:
             room = min(room, self._calls() - self._waiting)
         return room
+
+    def _room_in_requests(self) -> int:
+        """How many more questions there are seats for in the requests that may begin now."""
+        most, requests = self.backend.most_a_request, sys.maxsize
+        if self._slots_limited:
+            requests = min(self.slots, self._share) - self._active
+        if self._calls_limited:
+            requests = min(requests, self._calls())
+        # Who waits may be alone in its request, who is about to board has a seat in one.
+        return min((requests - self._waiting) * most, requests * most - self.backend.boarding)
+
+    @property
+    def _in_flight(self) -> int:
+        """How many slots are needed for what is in flight."""
+        backend = self.backend
+        if backend.most_a_request == 1:
+            return backend.in_flight
+        return self._active + max(self._waiting, self._requests(backend.boarding))
+
+    def _requests(self, questions: int) -> int:
+        """How many requests so many questions need at least."""
+        return -(-questions // self.backend.most_a_request)
 
     def wanted(self) -> None:
         """Somebody would begin a call, if there was room."""
@@ -232,7 +256,7 @@ class Quota:
             due = min(due, self._slots_from)
         if calls:
             due = min(due, self._calls_from)
-        if self._slots > max(self._share, self.backend.in_flight):
+        if self._slots > max(self._share, self._in_flight):
             due = min(due, self._asked_at + SHORTEST_S)
         if self._slots > max(slots, self._peak):
             due = min(due, self._asked_at + IDLE_S)
@@ -245,8 +269,9 @@ class Quota:
     def _wanted(self) -> tuple[int, int]:
         """How many slots it needs in all, and how many calls beyond those it has."""
         backend = self.backend
-        in_flight = backend.in_flight
+        in_flight = self._in_flight
         demand = max(0, min(max(backend.waiting, self._poked), backend.room_beside(self)))
+        demand = self._requests(demand)
         slots = calls = 0
         if self._slots_limited:
             slots = in_flight + demand
@@ -271,7 +296,7 @@ class Quota:
         slots, calls = self._wanted()
         self._poked = False
         useful = min(max(slots, self._peak), self._share)
-        kept = min(self._slots, max(self.backend.in_flight, useful))
+        kept = min(self._slots, max(self._in_flight, useful))
         self._peak = 0
         self._slots = kept
         self._asked_at = now

@@ -39,8 +39,8 @@ class SlotQueue:
         lane = flight.lane
         if flight.queued_in == lane:
             return
-        waiting = self._flights[lane]
         self._forget_dead(lane)
+        waiting = self._flights[lane]  # another one, perhaps
         if not waiting:
             step = self._steps[lane] if lane == "bulk" else 0.0
             self._starts[lane] = max(self._starts[lane], self._now + step)

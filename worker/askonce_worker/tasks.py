@@ -12,7 +12,7 @@ from askonce_worker.cache.policy import Policy, demand_of
 from askonce_worker.cache.tags import task_tag, version_tag
 from askonce_worker.config import HitLogConfig, LimitsConfig
 from askonce_worker.models.availability import Availability
-from askonce_worker.models.batching import BatchedModel, Part
+from askonce_worker.models.batching import BatchedModel, NotAsked, Part
 from askonce_worker.models.protocol import Model, ModelFailure, Prompt, Question
 from askonce_worker.models.retry import RetryPolicy
 from askonce_worker.observe.budget import Budget
@@ -76,6 +76,10 @@ class Backend:
         self.model = model
         self.slots = slots
         self.in_flight = 0
+        self.asking = 0
+        """Of the questions in flight, those whose call has begun."""
+        self.pausing = 0
+        """Of them, those between two attempts."""
         self.patience_s = patience_s
         """How long a waiter waits for another process's leader before it takes the lease over."""
         self.limits = list(limits)
@@ -91,7 +95,12 @@ class Backend:
         """Who says how many flights wait for a slot."""
         self._batched = model if isinstance(model, BatchedModel) else None
         if self._batched is not None:
-            self._batched.watch(self._request_began, self._request_ended)
+            self._batched.watcher = _Requests(self)
+
+    @property
+    def most_a_request(self) -> int:
+        """How many questions a request may have."""
+        return self._batched.size if self._batched is not None else 1
 
     @property
     def free_slots(self) -> int:
@@ -138,33 +147,81 @@ class Backend:
             tell(self)
 
     def ask(self, prompt: Prompt, question: Question, part: Part) -> Coroutine[Any, Any, Answer]:
-        """Ask the model; `part` tells which requests that takes. Raises as `Model.ask`."""
+        """Ask the model; `part` tells when that begins, and which requests it takes.
+
+        Raises as `Model.ask`, and `NotAsked`.
+        """
         if self._batched is not None:
             return self._batched.ask(prompt, question, part)
+        if not part.goes():
+            raise NotAsked
         part.joins(1, first=True)
         return self.model.ask(prompt, question)
+
+    async def admit(self) -> bool:
+        """Wait for a call of what workers share; False if the model may not be asked then.
+
+        The call is to begin before anything else is awaited. Requests of several questions wait for
+        themselves.
+        """
+        if self.admission is not None and self._batched is None:
+            await self.admission.admit()
+        return self.availability.admits()
+
+    async def pause(self, delay_s: float) -> bool:
+        """Wait between two attempts; whether the model has come to be held for dead meanwhile."""
+        self.pausing += 1
+        try:
+            return await self.availability.pause(delay_s)
+        finally:
+            self.pausing -= 1
+
+    @property
+    def boarding(self) -> int:
+        """How many of the questions in flight are about to be asked, or wait to be."""
+        return max(0, self.in_flight - self.asking - self.pausing)
 
     def began(self) -> int:
         """A call begins; what is returned is for `ended`. Requests of several questions tell limits
         of themselves.
         """
+        self.asking += 1
         if self._batched is None:
-            self._request_began()
+            self.request_began()
         return self.availability.began()
 
     def ended(self, outcome: Answer | ModelFailure | None, key: bytes, ticket: int) -> None:
         """A call about `key` has ended, with an answer, a failure, or cancelled."""
+        self.asking -= 1
         if self._batched is None:
-            self._request_ended(outcome)
+            self.request_ended(outcome)
         self.availability.ended(outcome, key, ticket)
 
-    def _request_began(self) -> None:
+    def request_began(self) -> None:
+        """A request begins: limits are told."""
         for limit in self.limits:
             limit.began()
 
-    def _request_ended(self, outcome: Answer | ModelFailure | None) -> None:
+    def request_ended(self, outcome: Answer | ModelFailure | None) -> None:
+        """A request has ended: limits are told."""
         for limit in self.limits:
             limit.ended(outcome)
+
+
+class _Requests:
+    """Sees to the requests of a model that asks several questions in one."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.began = backend.request_began
+        self.ended = backend.request_ended
+
+    async def admit(self, *, again: bool) -> bool:
+        """See `Watcher.admit`."""
+        backend = self._backend
+        if backend.admission is not None:
+            await backend.admission.admit()
+        return backend.availability.admits(again=again)
 
 
 class Task:

@@ -30,6 +30,7 @@ from askonce_worker.calls import Call, Calls, NewAnswer
 from askonce_worker.clock import Clock
 from askonce_worker.flights import Ask, Flight
 from askonce_worker.leases import Leases
+from askonce_worker.models.batching import NotAsked
 from askonce_worker.models.protocol import ModelFailure
 from askonce_worker.tasks import Backend
 from askonce_worker.waiting_room import WaitingRoom
@@ -118,14 +119,14 @@ class Verifier:
         inv = self._stamps.inv(flight.shard)
         comparison: Comparison | None = None
         try:
-            if not await self._calls.admitted(task.backend):
+            if not await task.backend.admit():
                 return None  # it is down: this is not how to find out whether it is back
             new = await self._calls.ask(Call.of(flight, "verify"))
             if self._stamps.valid(flight.shard, entry.built, entry.tags, ask.tags, ask.key):
                 agrees = agree(entry.answer, new.answer)
                 replacement = None if agrees else await self._replace(flight, new, inv)
                 comparison = Comparison(agrees, max(0.0, flight.began - entry.born), replacement)
-        except ModelFailure:
+        except (ModelFailure, NotAsked):
             pass  # logged and counted where it happened
         finally:
             if not flight.flying:  # else its slot is the flight's

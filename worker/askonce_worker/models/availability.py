@@ -69,8 +69,13 @@ class Availability:
             return 0
         return self._breaker.room if self._breaker is not None else NO_LIMIT
 
-    def admits(self) -> bool:
-        """Whether one more call may begin now, of a flight that has its slot."""
+    def admits(self, *, again: bool = False) -> bool:
+        """Whether one more call may begin now, of a flight that has its slot.
+
+        `again`: it is the rest of one that has begun, which may be the probe.
+        """
+        if again and self.circuit is Circuit.HALF_OPEN:
+            return self._hold is None or not self._hold.holds
         return self._calls > 0
 
     def room(self, in_flight: int) -> int:

@@ -11,6 +11,9 @@ One bad input must not condemn its neighbours:
   where one of them is to blame;
 - a request that fails transiently fails all its questions. What is asked again after that is asked
   alone (`Part.alone`), unless the API merely wanted it later (429).
+
+What limits the model limits requests: each waits for its turn right before it begins, and who is
+not wanted any more by then is not in it (`Watcher`).
 """
 
 from __future__ import annotations
@@ -36,19 +39,38 @@ _EVERYBODYS = frozenset({"unauthorized", "quota_exceeded"})
 """Rejections that no question is to blame for: each of them alone would fare the same."""
 
 
+class NotAsked(Exception):
+    """No request was made, because the model may not be asked now, or the question need not be.
+
+    `begun`: one was made before, which was rejected as a whole.
+    """
+
+    def __init__(self, *, begun: bool = False) -> None:
+        super().__init__("no request was made")
+        self.begun = begun
+
+
 class Part:
     """A question's part in the requests that were made for it.
 
-    `alone`: it is to share none. `share` sums up 1 / n for each request of n questions; `requests`
-    counts those in which it was the first: over all questions, these are all requests.
+    `alone`: it is to share none. `begins` is called when the first of them begins; False: it is not
+    to be in it. `share` sums up 1 / n for each request of n questions; `requests` counts those in
+    which it was the first: over all questions, these are all requests.
     """
 
-    __slots__ = ("alone", "requests", "share")
+    __slots__ = ("_begins", "alone", "begun", "requests", "share")
 
-    def __init__(self, *, alone: bool = False) -> None:
+    def __init__(self, *, alone: bool = False, begins: Callable[[], bool] = lambda: True) -> None:
         self.alone = alone
+        self._begins = begins
+        self.begun = False
         self.requests = 0
         self.share = 0.0
+
+    def goes(self) -> bool:
+        """A request begins now; whether this one is in it."""
+        self.begun = self.begun or self._begins()
+        return self.begun
 
     def joins(self, questions: int, *, first: bool) -> None:
         """A request of so many questions is made."""
@@ -69,6 +91,42 @@ class ManyModel(Model, Protocol):
         Raises the `ModelFailure` of the request as a whole.
         """
         ...
+
+
+class Watcher(Protocol):
+    """Who is asked before each request, and told of it."""
+
+    async def admit(self, *, again: bool) -> bool:
+        """Wait until a request may begin, which is to follow without an await between.
+
+        `again`: of questions that were in one already. False: the model may not be asked now.
+        """
+        ...
+
+    def began(self) -> None:
+        """A request begins."""
+        ...
+
+    def ended(self, outcome: Outcome | None) -> None:
+        """A request has ended, once for each `began`; None: it was cancelled.
+
+        Of one with answers it is an answer, of one without any a failure.
+        """
+        ...
+
+
+class _Unwatched:
+    """Nobody wants to be asked or told."""
+
+    async def admit(self, *, again: bool) -> bool:
+        del again
+        return True
+
+    def began(self) -> None:
+        pass
+
+    def ended(self, outcome: Outcome | None) -> None:
+        pass
 
 
 class _Seat(NamedTuple):
@@ -107,22 +165,17 @@ class BatchedModel:
         if size < 1 or wait_s < 0:
             raise ConfigError(f"size must be >= 1 and wait_s >= 0, not {size} and {wait_s}")
         self._model = model
-        self._size = size
+        self.size = size
         self._wait_s = wait_s
         self._waiting: dict[Hashable, _Batch] = {}
         self._flying: set[_Batch] = set()
-        self._began: Callable[[], None] = _ignore
-        self._ended: Callable[[Outcome | None], None] = _ignore
-
-    def watch(self, began: Callable[[], None], ended: Callable[[Outcome | None], None]) -> None:
-        """Have each request told: when it begins, and when it ends, with what (None: cancelled).
-
-        Of a request with answers one is told, of one without any a failure.
-        """
-        self._began, self._ended = began, ended
+        self.watcher: Watcher = _Unwatched()
 
     async def ask(self, prompt: Prompt, question: Question, part: Part | None = None) -> Answer:
-        """See `Model.ask`; `part` tells afterwards which requests that took."""
+        """See `Model.ask`; `part` tells afterwards which requests that took.
+
+        Raises `NotAsked`, too.
+        """
         part = part or Part()
         loop = asyncio.get_running_loop()
         seat = _Seat(question, part, loop.create_future())
@@ -157,12 +210,12 @@ class BatchedModel:
         batch = self._waiting.get(key) if kind is not None else None
         if batch is None:
             batch = _Batch(key, prompt)
-            if kind is not None and self._size > 1:
+            if kind is not None and self.size > 1:
                 loop = asyncio.get_running_loop()
                 batch.timer = loop.call_later(self._wait_s, self._take_off, batch)
                 self._waiting[key] = batch
         batch.seats.append(seat)
-        if batch.timer is None or len(batch.seats) >= self._size:
+        if batch.timer is None or len(batch.seats) >= self.size:
             self._take_off(batch)
         return batch
 
@@ -199,6 +252,10 @@ class BatchedModel:
         seats = [seat for seat in seats if not seat.outcome.done()]
         if not seats:
             return
+        admitted = await self.watcher.admit(again=seats[0].part.begun)
+        seats = _going(seats, admitted=admitted)
+        if not seats:
+            return
         try:
             outcomes: Sequence[Outcome | Exception] = await self._request(prompt, seats)
         except ModelFailure as failure:
@@ -217,12 +274,12 @@ class BatchedModel:
             seat.land(outcome)
 
     async def _request(self, prompt: Prompt, seats: Sequence[_Seat]) -> Sequence[Outcome]:
-        """Make one request."""
+        """Make one request, which begins before anything is awaited."""
         count = len(seats)
         for index, seat in enumerate(seats):
             seat.part.joins(count, first=index == 0)
         told: Outcome | None = None
-        self._began()
+        self.watcher.began()
         try:
             if count == 1:
                 told = await self._model.ask(prompt, seats[0].question)
@@ -239,8 +296,21 @@ class BatchedModel:
             told = TransientFailure("model_failed", f"{type(error).__name__}: {error}")
             raise
         finally:
-            self._ended(told)
+            self.watcher.ended(told)
         return outcomes
+
+
+def _going(seats: Sequence[_Seat], *, admitted: bool) -> list[_Seat]:
+    """Those that are in a request that begins now; the others land."""
+    going: list[_Seat] = []
+    for seat in seats:
+        if seat.outcome.done():
+            continue
+        if admitted and seat.part.goes():
+            going.append(seat)
+        else:
+            seat.land(NotAsked(begun=seat.part.begun))
+    return going
 
 
 def outcome_of(read: Callable[[], Answer]) -> Outcome:
@@ -249,7 +319,3 @@ def outcome_of(read: Callable[[], Answer]) -> Outcome:
         return read()
     except ModelFailure as failure:
         return failure
-
-
-def _ignore(*_: object) -> None:
-    """Nobody wants to be told."""

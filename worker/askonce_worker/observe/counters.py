@@ -9,7 +9,7 @@ tolerable (they are numbers to steer by, not the ledger).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 
 import anyio
@@ -121,17 +121,27 @@ class Counters:
         return sum(self._dated.values(), self.totals + _of_tasks(self._unflushed))
 
     @contextmanager
-    def model_call(self, model: str) -> Generator[None]:
-        """Time a call of `model`, whether it succeeds or fails; not one that is cancelled."""
-        began = self._clock.monotonic()
+    def model_call(self, model: str) -> Generator[Callable[[], None]]:
+        """Time a call of `model`, whether it succeeds or fails; not one that is cancelled.
+
+        What is yielded is to be called when it begins: until then there is nothing to time.
+        """
+        began: float | None = None
+
+        def begins() -> None:
+            nonlocal began
+            began = self._clock.monotonic()
+
         try:
-            yield
+            yield begins
         except Exception:
             self._time_call(model, began)
             raise
         self._time_call(model, began)
 
-    def _time_call(self, model: str, began: float) -> None:
+    def _time_call(self, model: str, began: float | None) -> None:
+        if began is None:
+            return
         durations = self.call_durations.get(model)
         if durations is None:
             durations = self.call_durations[model] = Histogram(CALL_BOUNDS_S)
