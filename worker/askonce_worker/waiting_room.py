@@ -98,8 +98,10 @@ class WaitingRoom:
     def enter_alone(self, flight: Flight) -> None:
         """Let a flight that shares nothing (not cacheable) take off as soon as a slot is free."""
         if self._landing.turn_away(flight):
+            self.left(flight)
             return
         backend = flight.task.backend
+        self._for_slot[backend.name].chosen.discard(flight)  # if its turn has come, it is spare
         if self._spare_slots(backend) > 0:
             self._take_off_alone(flight)
         elif flight.may_defer():
@@ -121,12 +123,13 @@ class WaitingRoom:
             self._for_slot[flight.task.backend.name].put(flight)
 
     def left(self, flight: Flight) -> None:
-        """A flight has landed that may have waited here: its turn, if it had come, is another's."""
+        """A flight waits here no more, or for no slot: its turn, if it had come, is another's."""
         backend = flight.task.backend
         chosen = self._for_slot[backend.name].chosen
         if flight in chosen:
             chosen.discard(flight)
-            self._wake_next(backend)
+            if self._spare_slots(backend) > 0:  # it may have sunk since
+                self._wake_next(backend)
 
     def is_wanted(self, backend: Backend) -> bool:
         """Whether a flight waits for a slot of a model."""
@@ -247,6 +250,7 @@ class WaitingRoom:
                     result = Free()  # noqa: PLW2901 -- all that is left of it
                 if not flight.landed:
                     self._sort(flight, result)
+        self._pass_on(due)
         self._free(slots)
         if too_late:
             await self._give_back(shard, too_late)
@@ -263,8 +267,15 @@ class WaitingRoom:
         queue.silent = True
         waiting, queue.due_now = queue.due_now, []
         for flight in waiting:
+            self.left(flight)
             if not (flight.landed or flight.flying):
                 self.enter(flight)
+
+    def _pass_on(self, flights: Sequence[Flight]) -> None:
+        """The turn of some may have come while they were asked about; not all need it any more."""
+        for flight in flights:
+            if flight.landed or flight.flying:
+                self.left(flight)
 
     def _free(self, slots: Sequence[KeptSlots]) -> None:
         """Let others have the slots that a look-up has not needed, or not yet."""
@@ -288,12 +299,14 @@ class WaitingRoom:
                 case "wait":
                     if flight.may_defer():
                         self._landing.defer(flight)
+                        self.left(flight)
                 case "call":
                     self._landing.count_outage(flight)
                     self.enter_alone(flight)
                 case "raise":
                     error = ErrorInfo("store_unavailable", str(outage))
                     self._landing.fail(flight, error, FlightEnd.NO_STORE, outage)
+                    self.left(flight)
 
     def _batch(self, flights: list[Flight]) -> Batch:
         """Reserve the slots and describe the look-up of flights of one shard and one model.
@@ -393,7 +406,7 @@ class WaitingRoom:
             backend = flight.task.backend
             if (
                 flight.busy_token is not None
-                and not (flight.landed or flight.flying)
+                and not (flight.landed or flight.flying or flight.task.over_budget)
                 and now - flight.busy_since > backend.patience_s
                 and self._spare_slots(backend) > 0
             ):
