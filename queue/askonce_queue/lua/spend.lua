@@ -11,11 +11,16 @@ local count = tonumber(ARGV[1])
 for i = count + 2, #ARGV, 3 do
   local day = tonumber(ARGV[i])
   if day <= 0 or day > today then day = today end
-  redis.call('HINCRBY', KEYS[1], string.format('%.0f|%s', day, ARGV[i + 1]), ARGV[i + 2])
+  local field = string.format('%.0f|%s', day, ARGV[i + 1])
+  -- A total that is no number begins anew: who is told of an error would tell all of this again.
+  local total = redis.pcall('HINCRBY', KEYS[1], field, ARGV[i + 2])
+  if type(total) == 'table' then redis.call('HSET', KEYS[1], field, ARGV[i + 2]) end
 end
 local fields = {}
 for i = 2, count + 1 do fields[i - 1] = string.format('%.0f|%s', today, ARGV[i]) end
 local results = redis.call('HMGET', KEYS[1], unpack(fields))
-for i = 1, count do results[i] = results[i] or '0' end
+for i = 1, count do
+  if not (results[i] and string.find(results[i], '^%d+$')) then results[i] = '0' end
+end
 table.insert(results, 1, string.format('%.0f', now))
 return results
