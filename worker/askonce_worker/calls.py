@@ -153,10 +153,7 @@ class Calls:
     ) -> bool:
         """Wait for the next attempt; False when there is none, and the flight was seen to."""
         task = flight.task
-        if task.fallback is not None and task.backend.down:
-            await self._reject(flight, failure, task.remember_exhausted_s)
-            return False
-        if task.backend.outage:
+        if task.backend.outage or flight.goes_elsewhere:
             await self._give_way(flight, forgiven=True)
             return False
         if flight.attempt >= task.retry.max_attempts:
