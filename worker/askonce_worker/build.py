@@ -191,10 +191,18 @@ def build_task(
 ) -> Task:
     """Compile one task: its prompt, its share of the cache key, its cache policy, its sources.
 
-    Its fallback is the same task with another model, and has its budget.
+    Its fallback is the same task with another model, and has its budget. Raises `ConfigError` for
+    one that is the same model by another name.
     """
     budget = budget or build_budget(settings, name, config)
     fallback = fallback_of(config)
+    if fallback and digest_of(settings, fallback) == digest_of(settings, config):
+        # What is remembered of the first model, an answer or an error, would be the other's too.
+        raise settings.source.error(
+            f"tasks.{name}.fallback",
+            f"expected another model than {config.model!r}: {fallback.model!r} is the same by "
+            "another name, so their answers would have the same cache keys",
+        )
     return Task(
         name,
         backend=backends[config.model],
