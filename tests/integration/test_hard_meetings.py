@@ -48,7 +48,6 @@ from tests.support.resolving import (
 )
 from tests.support.waiting import eventually
 
-
 CODES: tuple[ErrorCode, ...] = ("unavailable", "timeout", "rate_limited")
 
 
