@@ -212,10 +212,12 @@ async def test_a_budget_that_cannot_be_read_ends_nothing(
         await own.aclose()
 
 
-def with_fallback(first: StepModel, second: StepModel, **policy: Any) -> Task:
+def with_fallback(
+    first: StepModel, second: StepModel, *, open_s: float = 0.2, **policy: Any
+) -> Task:
     """A task with a breaker that opens at the first failures, and a fallback."""
     task = make_task(first, "rich", **policy)
-    give_breaker(task.backend)
+    give_breaker(task.backend, open_s=open_s)
     task.fallback = make_task(second, "rich", **policy)
     task.fallback.backend = Backend("m2", second, 64, 60.0)
     task.fallback.key_maker = KeyMaker(DIGEST[::-1], shared=False)
@@ -261,6 +263,37 @@ async def test_who_has_no_fallback_waits_beside_one_who_has(
         await asyncio.sleep(0.3)
         down = False
         assert (await other.outcome()).label == "a"
+        await assert_at_rest(store, resolver, rich, plain)
+
+
+async def test_who_has_a_fallback_need_not_wait_beside_one_who_has_none(
+    store: redis.asyncio.Redis, store_url: str
+) -> None:
+    """The flight is that of the other task: he who came first."""
+    first, second = StepModel(closed=True), StepModel("second")
+    down = True
+
+    async def behave(_text: str, _number: int) -> None:
+        if down:
+            await first._gate.wait()
+            raise TransientFailure("unavailable", "down")
+
+    first.behave = behave
+    rich = with_fallback(first, second, open_s=60.0)
+    plain = make_task(first, "plain")
+    plain.backend = rich.backend
+    async with resolver_on(store_url) as resolver:
+        one, other = Waiter(plain, "x"), Waiter(rich, "x")
+        resolver.resolve([one, other])
+        await eventually(lambda: first.in_flight == 1)
+        first.open()
+        assert (await other.outcome()).label == "second"
+        await asyncio.sleep(0.2)
+        assert not one.outcomes
+        down = False
+        rich.backend.availability._breaker = None
+        rich.backend.opened()
+        assert (await one.outcome()).label == "a"
         await assert_at_rest(store, resolver, rich, plain)
 
 

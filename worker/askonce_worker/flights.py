@@ -324,8 +324,11 @@ class Flight:
 
     @property
     def goes_elsewhere(self) -> bool:
-        """Whether its model is down, and another one may be asked instead."""
-        return self.task.fallback is not None and self.task.backend.down
+        """Whether its model is down, and another one may be asked for somebody who waits."""
+        if not self.task.backend.down:
+            return False
+        fallback = self.task.fallback is not None
+        return fallback or any(ask.task.fallback is not None for ask in self.asks)
 
     def may_defer(self) -> bool:
         """Whether everyone who waits should rather come again later."""
