@@ -63,7 +63,7 @@ class Lane(NamedTuple):
     @property
     def deferred(self) -> Lane:
         """The lane in which jobs of this one wait that cannot be asked now."""
-        return self._replace(lane=self.lane + DEFERRED)
+        return self._replace(lane=self.home + DEFERRED)
 
     @property
     def home(self) -> str:

@@ -49,8 +49,8 @@ have grown. One block kept for each entry would be more than twice as many."""
 class NoOutlet:
     """Where deliveries of a decoder go that nobody settles."""
 
-    def crowded(self, stream: Lane) -> bool:
-        raise AssertionError(f"decoding asks for no room: {stream}")
+    def crowded(self, stream: Lane, *, beyond: bool) -> bool:
+        raise AssertionError(f"decoding asks for no room: {stream} {beyond}")
 
     def too_late(self, delivery: Delivery) -> None:
         raise AssertionError(f"no deadline has passed: {delivery}")

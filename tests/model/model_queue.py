@@ -274,16 +274,18 @@ class QueueModel:
 
     def defer(self, lane: str, most: int, jobs: Sequence[tuple[bytes, str]]) -> str:
         letters = ""
+        again = lane.endswith(DEFERRED)
+        goal = lane if again else lane + DEFERRED
         for entry_id, record in jobs:
             entry = self.find(lane, entry_id)
-            if len(self.streams[lane + DEFERRED]) >= most:
+            if not again and len(self.streams[goal]) >= most:
                 letters += "f"
             elif entry is None or entry.consumer is None:
                 letters += "x"
             else:
                 self.streams[lane].remove(entry)
-                origin = entry_id.partition(b"-")[0]
-                later = Entry(lane + DEFERRED, (*entry.fields, b"o", origin))
+                since = () if again else (b"o", entry_id.partition(b"-")[0])
+                later = Entry(goal, (*entry.fields, *since))
                 self.streams[later.lane].append(later)
                 if b"d" in entry.fields[::2]:
                     self.due[later.lane].append(later)

@@ -159,8 +159,8 @@ class Hands:
 class _NoOutlet:
     """Deliveries are settled by the machine's rules."""
 
-    def crowded(self, stream: Lane) -> bool:
-        del stream
+    def crowded(self, stream: Lane, *, beyond: bool) -> bool:
+        del stream, beyond
         return False
 
     def too_late(self, delivery: Delivery) -> None:

@@ -175,7 +175,7 @@ class Working(QueueStage):
                 self.count_solo(pick(list(worker.held.values()), which), which % 3, fate)
             elif how == "give back":
                 self.give_back(worker, lane, jobs, fate)
-            elif jobs and not lane.is_deferred:
+            elif jobs:
                 self.defer(worker, lane, jobs, fate)
 
     def defer(self, worker: Hands, lane: Lane, some: Sequence[Delivery], fate: Fate) -> None:

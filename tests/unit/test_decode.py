@@ -24,8 +24,8 @@ LIMIT = 2000
 
 
 class NoOutlet:
-    def crowded(self, stream: Lane) -> bool:
-        raise AssertionError(f"decoding asks for no room: {stream}")
+    def crowded(self, stream: Lane, *, beyond: bool) -> bool:
+        raise AssertionError(f"decoding asks for no room: {stream} {beyond}")
 
     def too_late(self, delivery: Delivery) -> None:
         raise AssertionError(f"no deadline has passed: {delivery}")

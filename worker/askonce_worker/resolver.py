@@ -196,6 +196,8 @@ class Resolver:
                 and self._landing.may_stand_in(spare, ask, now)
             ):
                 self._landing.serve([ask], spare, "stale", now)
+            elif flight.queued_in and ask.may_defer():
+                ask.deferred()  # a hot question that nobody answers must not fill the worker either
             else:
                 self._join(flight, ask)
             return

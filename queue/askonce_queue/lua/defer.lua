@@ -4,10 +4,12 @@
 -- ARGV  1 consumer group · 2 deferred lane · 3 most deferred jobs, then per job: entry id · id-record
 --       field
 -- Returns one letter a job: d deferred · f no room: it is still mine · x no longer mine.
+-- Jobs of the deferred stream itself go to its end: there is always room for what is in it.
 -- Re-sent, it finds the jobs gone and says x: they are deferred all the same. Whoever settles or
 -- moves a job deletes its entry, so what is still there is nobody else's. O(jobs × log deferred).
 -- allow-oom: what it adds it takes away elsewhere.
-local room = tonumber(ARGV[3]) - redis.call('XLEN', KEYS[2])
+local room = #ARGV
+if KEYS[1] ~= KEYS[2] then room = tonumber(ARGV[3]) - redis.call('XLEN', KEYS[2]) end
 local letters, moved, records = {}, {}, {}
 for i = 4, #ARGV, 2 do
   local letter = 'f'

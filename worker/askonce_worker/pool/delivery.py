@@ -36,8 +36,11 @@ class DeliveryEnd(enum.Enum):
 class Outlet(Protocol):
     """Where settled deliveries go: the outbox."""
 
-    def crowded(self, stream: Lane) -> bool:
-        """Whether so many deliveries wait here that others of a lane should wait in the store."""
+    def crowded(self, stream: Lane, *, beyond: bool) -> bool:
+        """Whether so many deliveries wait here that others of a lane should wait in the store.
+
+        `beyond`: of those that get some places more.
+        """
         ...
 
     def put(self, delivery: Delivery, reply: WireReply) -> None:
@@ -59,7 +62,7 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     `stream` is where it came from, `lane` the name of the lane it was enqueued in. `record` is the
     field of its id record, `address` where its reply goes; `text` is normalised. `deadline` is
     monotonic; `origin_ms` is when a deferred job was enqueued, by the store's clock, 0 where the
-    entry's id says it.
+    entry's id says it. `only_looked_at`: it was deferred, its turn has not come, it may go back.
     """
 
     stream: Lane
@@ -79,6 +82,7 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     control: Control | None = None
     deadline: float = math.inf
     origin_ms: int = 0
+    only_looked_at: bool = False
 
     def question(self) -> Question:
         """The input as the key saw it."""
@@ -99,8 +103,13 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
         self.outlet.put(self, reply)
 
     def may_defer(self) -> bool:
-        """Whether this job should rather wait in the store; one that has done so stays."""
-        return not self.stream.is_deferred and self.outlet.crowded(self.stream)
+        """Whether this job should rather wait in the store; one whose turn has come stays."""
+        if self.stream.is_deferred and not self.only_looked_at:
+            return False
+        # Who has come past those that wait for a dead model need not be told to come again by them.
+        backend = self.task.backend
+        beyond = self.only_looked_at and not (backend.outage or backend.down)
+        return self.outlet.crowded(self.stream, beyond=beyond)
 
     def deferred(self) -> None:
         """Wait in the store."""

@@ -52,6 +52,13 @@ class Held:
         home = lane.home
         return self._counts[home] > self._shares[home] or self._is_packed(held)
 
+    def crowded_beyond(self) -> bool:
+        """The same for those that are not to stand behind others which cannot be asked for long.
+
+        They have a quarter of what is left for hits.
+        """
+        return len(self) > self.most_waiting + (self.most - self.most_waiting) // 4
+
     def room_for_deferred(self, lane: Lane) -> int:
         """How many deferred deliveries of a lane may be fetched.
 
@@ -64,6 +71,11 @@ class Held:
         share = self._shares[home]
         room = share - self._counts[home]
         return room if 2 * room >= share and not self._is_packed(held) else 0
+
+    @property
+    def room_to_look(self) -> int:
+        """How many deferred deliveries may be looked at out of turn, in the room of hits."""
+        return self.room // 4
 
     def _is_packed(self, held: int) -> bool:
         """Whether hits need the room that is left."""

@@ -187,19 +187,38 @@ class Intake:
         Raises redis-py's errors; what the server gave away then is taken up by the next recovery.
         """
         came = 0
-        for stream, lane in self._deferred.items():
-            most = self._held.room_for_deferred(lane)
-            if not most or not self._beat.fresh(self._shard_tag):
-                continue
-            try:
-                fetched = await self._read([stream], min(self._batch, most))
-            except (RedisError, OSError):
-                self._recover = True
-                raise
-            for _, entries in fetched:
-                self.accept(lane, entries)
-                came += len(entries)
-                await self._mind_deadlines(lane, entries)
+        for lane in self._deferred.values():
+            if most := self._held.room_for_deferred(lane):
+                came += await self._take_up(lane, most)
+        return came
+
+    async def look_at_deferred(self, most: int) -> bool:
+        """Look at up to `most` deferred jobs of each lane that has no room for them.
+
+        Those that still cannot be asked go back, to the end; return whether there may be more.
+        Raises as `fetch_deferred`.
+        """
+        more = False
+        for lane in self._deferred.values():
+            count = min(most, self._held.room_to_look)
+            if count and not self._held.room_for_deferred(lane):
+                more |= await self._take_up(lane, count, only_look=True) >= min(count, self._batch)
+        return more
+
+    async def _take_up(self, lane: Lane, most: int, *, only_look: bool = False) -> int:
+        """Fetch deferred jobs of a lane; return how many came."""
+        came = 0
+        if not self._beat.fresh(self._shard_tag):
+            return came
+        try:
+            fetched = await self._read([lane.stream], min(self._batch, most))
+        except (RedisError, OSError):
+            self._recover = True
+            raise
+        for _, entries in fetched:
+            self.accept(lane, entries, only_look=only_look)
+            came += len(entries)
+            await self._mind_deadlines(lane, entries)
         return came
 
     async def _mind_deadlines(self, lane: Lane, entries: Sequence[Entry]) -> None:
@@ -233,12 +252,15 @@ class Intake:
     def _every_lane(self) -> list[Lane]:
         return [*self._lanes.values(), *self._deferred.values()]
 
-    def accept(self, lane: Lane, entries: Sequence[Entry]) -> None:
-        """Hold deliveries and start on them."""
+    def accept(self, lane: Lane, entries: Sequence[Entry], *, only_look: bool = False) -> None:
+        """Hold deliveries and start on them; `only_look`: those that cannot be asked may go."""
         self._held.add(lane, [entry_id for entry_id, _ in entries])
         good, bad = self._decoder.read(lane, entries)
         for one in bad:
             self._outbox.bury(lane, one)
+        if only_look:
+            for delivery in good:
+                delivery.only_looked_at = True
         if good:
             self._resolve(good)
 

@@ -80,9 +80,9 @@ class Outbox:
         self._waiting.append((delivery, reply))
         self._bell.set()
 
-    def crowded(self, stream: Lane) -> bool:
+    def crowded(self, stream: Lane, *, beyond: bool) -> bool:
         """Whether deliveries of a lane that cannot be asked now should wait in the store."""
-        return self._held.crowded(stream)
+        return self._held.crowded_beyond() if beyond else self._held.crowded(stream)
 
     def defer(self, delivery: Delivery) -> None:
         """Take a delivery that shall wait in the store."""

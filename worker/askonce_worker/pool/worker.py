@@ -267,6 +267,10 @@ class Worker:
                 intake.deferred_lanes,
                 overdue=intake.take_overdue,
                 fetch=intake.fetch_deferred,
+                look=intake.look_at_deferred,
+                outage=self._in_outage,
+                clock=self._clock,
+                shards=len(self._tags),
             )
             tasks.start_soon(deferred.run)
         reclaim = Reclaim(
@@ -305,6 +309,15 @@ class Worker:
         if self._guard:
             tasks.start_soon(self._guard.run)
         return tasks
+
+    def _in_outage(self) -> bool:
+        """Whether a model is down."""
+        return any(
+            one.backend.outage or one.backend.down
+            for task in self._task_table.values()
+            for one in (task, task.fallback)
+            if one is not None
+        )
 
     def _intake(self, tag: str) -> Intake:
         return Intake(
