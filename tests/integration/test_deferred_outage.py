@@ -14,6 +14,7 @@ import redis.asyncio
 
 from askonce_queue import Client, Job
 from askonce_queue.reply import Answer, Reply
+from askonce_worker.backend import Backend
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.clock import SystemClock
 from askonce_worker.config import WorkerConfig
@@ -22,7 +23,7 @@ from askonce_worker.models.circuit import CircuitBreaker, CircuitPolicy
 from askonce_worker.models.protocol import Prompt, Question, TransientFailure
 from askonce_worker.pool import deferred
 from askonce_worker.pool.worker import Worker
-from askonce_worker.tasks import Backend, Task
+from askonce_worker.tasks import Task
 from tests.support.queue_worker import INTERACTIVE, QUICK, EchoModel, backlog, echo_worker
 from tests.support.waiting import eventually
 

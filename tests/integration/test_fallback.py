@@ -13,6 +13,7 @@ from askonce_loadtest.model_server import ModelServer
 from askonce_queue import CacheControl, Client, Job
 from askonce_queue.reply import Answer, ErrorCode, Reply
 from askonce_queue.store import Store
+from askonce_worker.backend import Backend
 from askonce_worker.build import build_tasks, digest_of, fallback_of, open_models
 from askonce_worker.cache.invalidation import invalidate
 from askonce_worker.cache.key import KeyMaker
@@ -23,7 +24,7 @@ from askonce_worker.config import load_settings
 from askonce_worker.models.protocol import ModelFailure, Rejection, TransientFailure
 from askonce_worker.pool.worker import Worker
 from askonce_worker.resolver import Resolver
-from askonce_worker.tasks import Backend, Task
+from askonce_worker.tasks import Task
 from tests.support.queue_worker import QUICK
 from tests.support.resolving import (
     DIGEST,

@@ -24,6 +24,7 @@ from askonce_queue.job import CacheControl
 from askonce_queue.reply import ErrorCode
 from askonce_queue.scripts import send
 from askonce_queue.store import Store
+from askonce_worker.backend import Backend
 from askonce_worker.build import build_tasks, open_models
 from askonce_worker.cache.key import KeyMaker
 from askonce_worker.cache.store_tier import Hit
@@ -36,7 +37,7 @@ from askonce_worker.models.protocol import Rejection, TransientFailure
 from askonce_worker.observe.budget import Budget, Budgets
 from askonce_worker.observe.money import NANO
 from askonce_worker.resolver import Resolver
-from askonce_worker.tasks import Backend, Task
+from askonce_worker.tasks import Task
 from tests.support.resolving import (
     DIGEST,
     StepModel,

@@ -16,10 +16,10 @@ from askonce_queue.reply import Answer, Reply
 from askonce_queue.scripts import send
 from askonce_queue.shards import shard_of_digest, shard_tags
 from askonce_queue.store import Store
+from askonce_worker.asks import SeenHit
 from askonce_worker.cache.entry import Entry, encode_json
 from askonce_worker.clock import SystemClock
 from askonce_worker.config import HitLogConfig, WorkerConfig
-from askonce_worker.flights import SeenHit
 from askonce_worker.hits import log as hit_log
 from askonce_worker.hits import reviews as hit_reviews
 from askonce_worker.hits import rulebook

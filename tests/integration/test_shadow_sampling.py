@@ -10,8 +10,8 @@ import random
 import redis.asyncio
 
 from askonce_queue import names
+from askonce_worker.asks import SeenHit
 from askonce_worker.clock import SystemClock
-from askonce_worker.flights import SeenHit
 from askonce_worker.observe.counters import Counters
 from askonce_worker.shadow import sampler
 from askonce_worker.shadow.sampler import MOST_QUEUED, ShadowChecks

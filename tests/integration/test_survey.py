@@ -10,13 +10,14 @@ import redis.asyncio
 
 from askonce_queue import names
 from askonce_queue.store import Store
+from askonce_worker.backend import Backend
 from askonce_worker.cache.invalidation import invalidate
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.cache.key_prefix import Ambiguous, find_key
 from askonce_worker.cache.survey import Limits
 from askonce_worker.cache.versions import purge_old_versions
 from askonce_worker.models.protocol import Prompt
-from askonce_worker.tasks import Backend, Task
+from askonce_worker.tasks import Task
 from tests.support.resolving import StepModel, Waiter, all_keys, make_task, resolver_on
 
 MANY = 1_500

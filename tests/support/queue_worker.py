@@ -8,12 +8,13 @@ from typing import Any
 from askonce_queue.queue_scripts import Lane
 from askonce_queue.reply import Answer
 from askonce_queue.scripts import AsyncStore, send
+from askonce_worker.backend import Backend
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.cache.policy import Policy
 from askonce_worker.config import LimitsConfig, WorkerConfig
 from askonce_worker.models.protocol import Model, Prompt, Question
 from askonce_worker.pool.worker import Worker
-from askonce_worker.tasks import Backend, Task
+from askonce_worker.tasks import Task
 
 INTERACTIVE = Lane("0", "default", "interactive")
 BULK = Lane("0", "default", "bulk")

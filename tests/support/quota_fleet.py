@@ -19,11 +19,11 @@ from askonce_queue import names
 from askonce_queue.reply import Answer, Usage
 from askonce_queue.scripts import Call, Script
 from askonce_queue.store import Store
+from askonce_worker.backend import Backend
 from askonce_worker.config import LimitsConfig
 from askonce_worker.models.batching import BatchedModel, Part
 from askonce_worker.models.protocol import Model, Prompt, Question, TransientFailure
 from askonce_worker.quotas import Quotas
-from askonce_worker.tasks import Backend
 from tests.support.virtual_loop import VirtualLoop, run_virtually
 from tests.support.virtual_scripts import CLOCK_FIELD, PRELUDE, START_MS, TAG
 

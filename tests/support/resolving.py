@@ -20,6 +20,7 @@ from askonce_queue.queue_scripts import LaneName
 from askonce_queue.reply import Answer, ErrorInfo, Source
 from askonce_queue.shards import shard_tags
 from askonce_queue.store import Store
+from askonce_worker.backend import Backend
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.cache.policy import Control, Policy
@@ -28,7 +29,7 @@ from askonce_worker.models.protocol import Model, Prompt, Question
 from askonce_worker.models.retry import RetryPolicy
 from askonce_worker.observe.counters import Counters
 from askonce_worker.resolver import Resolver
-from askonce_worker.tasks import Backend, Task
+from askonce_worker.tasks import Task
 from tests.support.waiting import eventually
 
 LIMIT_S = 20.0

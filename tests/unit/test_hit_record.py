@@ -9,9 +9,9 @@ import pytest
 
 from askonce_queue.queue_scripts import LoggedHit
 from askonce_queue.reply import Answer, Usage
+from askonce_worker.asks import SeenHit
 from askonce_worker.cache.entry import Entry, encode_json
 from askonce_worker.config import HitLogConfig
-from askonce_worker.flights import SeenHit
 from askonce_worker.hits.record import MOST_ANSWER_BYTES, MOST_INPUT_CHARS, record
 from askonce_worker.models.protocol import Prompt, Question
 from tests.support.queue_worker import EchoModel, echo_tasks

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from askonce_worker.build import model_identity
 from askonce_worker.config import load_settings
-from askonce_worker.config_schema import MODEL_KINDS
+from askonce_worker.config_models import MODEL_KINDS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "MODELS.md").read_text(encoding="utf-8")
 

@@ -11,6 +11,7 @@ import pytest
 
 from askonce_queue.quota_scripts import Grant
 from askonce_queue.reply import Answer, Usage
+from askonce_worker.backend import Backend
 from askonce_worker.clock import SystemClock
 from askonce_worker.config import LimitsConfig
 from askonce_worker.models.availability import Availability
@@ -18,7 +19,6 @@ from askonce_worker.models.batching import BatchedModel, ManyModel
 from askonce_worker.models.circuit import CircuitBreaker, CircuitPolicy
 from askonce_worker.models.protocol import Model, TransientFailure
 from askonce_worker.quota import VALID_S, Quota, rates_of
-from askonce_worker.tasks import Backend
 
 TTL_S = 10.0
 

@@ -13,6 +13,7 @@ import msgspec
 from askonce_queue.embedded import EmbeddedStore
 from askonce_queue.job import source_tag
 from askonce_queue.store_config import StoreConfig
+from askonce_worker.backend import Backend
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.cache.normalize import normalizer
 from askonce_worker.cache.policy import Policy
@@ -48,7 +49,7 @@ from askonce_worker.models.responses import Responses
 from askonce_worker.models.retry import RetryPolicy
 from askonce_worker.observe.budget import Budget
 from askonce_worker.observe.money import Price
-from askonce_worker.tasks import Backend, Task
+from askonce_worker.tasks import Task
 
 PATIENCE_FACTOR = 3.0
 """A waiter's patience with a live leader, in multiples of what all its attempts may take."""

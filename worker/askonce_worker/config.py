@@ -13,23 +13,25 @@ from pathlib import Path
 import msgspec
 
 from askonce_queue.store_config import FILE_OPTIONS, StoreConfig
-from askonce_worker.config_schema import (
+from askonce_worker.config_models import (
     MODEL_KINDS,
-    NAME,
     AnthropicModelConfig,
     ApiModelConfig,
     BatchConfig,
+    LimitsConfig,
+    ModelConfig,
+    PriceConfig,
+    PythonModelConfig,
+)
+from askonce_worker.config_schema import (
+    NAME,
     BudgetConfig,
     CacheConfig,
     CostsConfig,
     EmbeddedConfig,
     HitLogConfig,
     LaneWeights,
-    LimitsConfig,
-    ModelConfig,
     NormalizeStep,
-    PriceConfig,
-    PythonModelConfig,
     SourceConfig,
     TaskConfig,
     WorkerConfig,

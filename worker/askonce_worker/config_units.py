@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import cast
+from typing import Annotated, cast
+
+from msgspec import Meta
+
+Count = Annotated[int, Meta(gt=0)]
+Duration = Annotated[float, Meta(gt=0, le=7 * 86400)]
+"""Seconds, of things that happen within one process; at most a week."""
+Amount = Annotated[float, Meta(ge=0, le=1e9)]
+"""Of money."""
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}

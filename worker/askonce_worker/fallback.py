@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from askonce_queue.queue_scripts import LaneName
 from askonce_queue.reply import ErrorInfo, Source
+from askonce_worker.asks import Ask
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.policy import Control
-from askonce_worker.flights import Ask
 from askonce_worker.models.protocol import Question
 from askonce_worker.tasks import Task
 

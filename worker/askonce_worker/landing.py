@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from askonce_queue.reply import ErrorInfo, Source
+from askonce_worker.asks import Ask, HitWatcher, SeenHit
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.memory import MemoryTier
 from askonce_worker.cache.stamps import Stamps
 from askonce_worker.clock import Clock
 from askonce_worker.fallback import UNAVAILABLE, Redirected
-from askonce_worker.flights import Ask, Flight, FlightEnd, Flights, HitWatcher, SeenHit
+from askonce_worker.flights import Flight, FlightEnd, Flights
 from askonce_worker.observe.counters import Counters
 
 DEADLINE_EXCEEDED = ErrorInfo(

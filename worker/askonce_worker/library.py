@@ -46,6 +46,7 @@ from askonce_queue.job import (
 from askonce_queue.reply import ErrorInfo, Source
 from askonce_queue.store import Store
 from askonce_queue.store_config import StoreConfig
+from askonce_worker.backend import Backend
 from askonce_worker.cache.globs import is_glob
 from askonce_worker.cache.invalidation import Invalidation, invalidate
 from askonce_worker.cache.key import KeyMaker, task_digest
@@ -63,7 +64,7 @@ from askonce_worker.observe.log import hand_to_standard_logging
 from askonce_worker.observe.money import Price
 from askonce_worker.quotas import Quotas
 from askonce_worker.resolver import Resolver
-from askonce_worker.tasks import Backend, Task, WithoutStore
+from askonce_worker.tasks import Task, WithoutStore
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -25,10 +25,10 @@ from collections.abc import Callable
 
 from askonce_queue.quota_scripts import Grant, Rates, Request
 from askonce_queue.reply import Answer
+from askonce_worker.backend import Backend
 from askonce_worker.clock import Clock
 from askonce_worker.config import LimitsConfig
 from askonce_worker.models.protocol import ModelFailure
-from askonce_worker.tasks import Backend
 
 VALID_S = 0.4
 """How long after its grant a call may begin."""

@@ -19,9 +19,9 @@ from askonce_queue.quota_scripts import Grant, Request, take_quota
 from askonce_queue.scripts import Call
 from askonce_queue.shards import shard_of_model
 from askonce_queue.store import Store
+from askonce_worker.backend import Backend
 from askonce_worker.clock import Clock
 from askonce_worker.quota import VALID_S, Quota
-from askonce_worker.tasks import Backend
 
 LEAVE_S = 2.0
 """How long the end of a process waits for its quotas to be given back."""

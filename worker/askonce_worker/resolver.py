@@ -27,6 +27,7 @@ from askonce_queue.answer_scripts import Release
 from askonce_queue.errors import StoreUnavailable
 from askonce_queue.shards import shard_of_digest
 from askonce_queue.store import Store
+from askonce_worker.asks import Ask, HitWatcher, SeenHit
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.memory import MemoryTier
 from askonce_worker.cache.stamps import Stamps
@@ -36,7 +37,7 @@ from askonce_worker.clock import Clock, SystemClock
 from askonce_worker.config import LaneWeights
 from askonce_worker.deadlines import Deadlines
 from askonce_worker.fills import Fills
-from askonce_worker.flights import Ask, Flight, Flights, HitWatcher, SeenHit, slot_of
+from askonce_worker.flights import Flight, Flights, slot_of
 from askonce_worker.landing import Landing
 from askonce_worker.leases import Leases
 from askonce_worker.observe.counters import Counters

@@ -21,6 +21,8 @@ from askonce_queue.answer_scripts import Demand
 from askonce_queue.errors import InvalidJob, StoreUnavailable
 from askonce_queue.reply import Answer
 from askonce_queue.shards import shard_of_digest
+from askonce_worker.asks import Ask
+from askonce_worker.backend import Backend
 from askonce_worker.cache.canonical import canonical
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.memory import MemoryTier
@@ -28,11 +30,10 @@ from askonce_worker.cache.stamps import Stamps
 from askonce_worker.cache.store_tier import Batch, Busy, Hit, Leased, Result, StoreTier
 from askonce_worker.calls import Call, Calls, NewAnswer
 from askonce_worker.clock import Clock
-from askonce_worker.flights import Ask, Flight
+from askonce_worker.flights import Flight
 from askonce_worker.leases import Leases
 from askonce_worker.models.batching import NotAsked
 from askonce_worker.models.protocol import ModelFailure
-from askonce_worker.tasks import Backend
 from askonce_worker.waiting_room import WaitingRoom
 
 log = structlog.get_logger("askonce.verifier")

@@ -8,8 +8,8 @@ import math
 
 import anyio
 
+from askonce_worker.backend import Backend
 from askonce_worker.flights import Flight
-from askonce_worker.tasks import Backend
 
 
 class KeptSlots:

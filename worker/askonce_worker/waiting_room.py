@@ -20,6 +20,8 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from askonce_queue.answer_scripts import Release
 from askonce_queue.errors import StoreUnavailable
 from askonce_queue.reply import ErrorInfo
+from askonce_worker.asks import Ask
+from askonce_worker.backend import Backend
 from askonce_worker.cache.entry import Entry
 from askonce_worker.cache.stamps import Stamps
 from askonce_worker.cache.store_tier import (
@@ -36,10 +38,9 @@ from askonce_worker.cache.store_tier import (
 )
 from askonce_worker.clock import Clock
 from askonce_worker.config import LaneWeights
-from askonce_worker.flights import Ask, Flight, FlightEnd
+from askonce_worker.flights import Flight, FlightEnd
 from askonce_worker.landing import Landing
 from askonce_worker.slot_queue import SlotQueue
-from askonce_worker.tasks import Backend
 from askonce_worker.waiting_queue import DueQueue, KeptSlots
 
 BATCH = 256

@@ -14,10 +14,11 @@ from askonce_loadtest.bench.workload import LABELS, TASK, distinct_texts
 from askonce_queue.reply import Answer, Usage
 from askonce_queue.scripts import AsyncStore
 from askonce_queue.store import Store
+from askonce_worker.backend import Backend
 from askonce_worker.cache.key import KeyMaker, task_digest
 from askonce_worker.models.protocol import Prompt, Question
 from askonce_worker.resolver import Resolver
-from askonce_worker.tasks import Backend, Task
+from askonce_worker.tasks import Task
 
 SLOTS = 1_000
 

@@ -17,8 +17,8 @@ from redis.exceptions import RedisError
 from askonce_queue import queue_scripts
 from askonce_queue.shards import shard_of_digest
 from askonce_queue.store import Store
+from askonce_worker.asks import SeenHit
 from askonce_worker.clock import Clock
-from askonce_worker.flights import SeenHit
 from askonce_worker.hits.record import record
 from askonce_worker.hits.sampler import Sampler
 from askonce_worker.observe.counters import Counters

@@ -8,7 +8,7 @@ import msgspec
 
 from askonce_queue.queue_scripts import LoggedHit
 from askonce_queue.reply import Answer
-from askonce_worker.flights import SeenHit
+from askonce_worker.asks import SeenHit
 from askonce_worker.hits.inputs import shown_input
 from askonce_worker.hits.redact import CUT, redact
 

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import anyio
 import structlog
 
+from askonce_worker.asks import SeenHit
+from askonce_worker.backend import Backend
 from askonce_worker.clock import Clock
-from askonce_worker.flights import SeenHit
 from askonce_worker.observe.counters import Counters
 from askonce_worker.shadow.verdicts import AGREE, DIFFER, place
-from askonce_worker.tasks import Backend, Task
+from askonce_worker.tasks import Task
 from askonce_worker.verifier import Comparison, Replacement, Verifier
 
 MOST_QUEUED = 64
