@@ -19,6 +19,7 @@ _GOALS = {
     "worker_to_floor": "worker CPU per warm job, over that of the bare batched commands",
     "latency_ms_p99": "p99 of a warm job at 500/s, open loop, ms",
     "stampede_calls": "model calls for cold keys that 8 processes with 64 callers each ask at once",
+    "dead_model_ratio": "hits/s with a dead model and 5 % misses, over those without both",
     "store_bytes_per_answer": "store memory per cached label, all in, bytes",
 }
 """Figure with a goal → what it is, for people."""
@@ -63,6 +64,7 @@ def bench_section(document: dict[str, Any]) -> Section:
         [Table("Figures", headings, rows, (len(headings) - 1,))],
         goals,
         document.get("machine", {}),
+        command=f"bench --json --repeat {len(runs)}",
     )
 
 

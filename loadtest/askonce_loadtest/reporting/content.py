@@ -72,3 +72,5 @@ class Section(NamedTuple):
     tables: Sequence[Table] = ()
     goals: Sequence[Goal] = ()
     machine: dict[str, str | float] = {}  # noqa: RUF012  a NamedTuple's default, never changed
+    command: str = ""
+    """What has measured it: the command, without the program and where its output goes."""

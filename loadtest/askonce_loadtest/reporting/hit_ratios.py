@@ -51,6 +51,7 @@ def hit_ratio_section(document: dict[str, Any]) -> Section:
         plots,
         [Table("Hit ratios, %", ("trace", "room", *names, "points behind"), rows)],
         goals,
+        command="scale --only memory",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from askonce_loadtest.reporting.content import Bars, Plot, Section
@@ -47,8 +47,7 @@ def section_text(sections: Sequence[Section], folder: str) -> str:
         f"Every number is from the JSON in [{folder}]({folder}), and this section from",
         "",
         "```sh",
-        f"python -m askonce_loadtest bench --json --repeat 5 > {folder}/bench.json",
-        f"python -m askonce_loadtest scale --full --out {folder}",
+        *(f"python -m askonce_loadtest {line}" for line in _commands(sections, folder)),
         f"python -m askonce_loadtest report {folder} --readme README.md",
         "```",
         "",
@@ -62,6 +61,16 @@ def section_text(sections: Sequence[Section], folder: str) -> str:
         END,
     ]
     return "\n".join(lines)
+
+
+def _commands(sections: Sequence[Section], folder: str) -> Iterator[str]:
+    """What has measured the sections that say so: the bench prints, scale has its axes in one."""
+    commands = [section.command for section in sections if section.command]
+    scale = "scale --only "
+    yield from (f"{one} > {folder}/bench.json" for one in commands if not one.startswith(scale))
+    axes = [one.removeprefix(scale) for one in commands if one.startswith(scale)]
+    if axes:
+        yield f"{scale}{','.join(axes)} --out {folder}"
 
 
 def with_section(readme: str, section: str, path: Path) -> str:

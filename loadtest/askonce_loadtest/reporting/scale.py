@@ -50,4 +50,5 @@ def scale_section(document: dict[str, Any]) -> Section:
         [Table("", headings, rows)],
         goals,
         document.get("machine", {}),
+        command=f"scale --only {document['axis']}",
     )
