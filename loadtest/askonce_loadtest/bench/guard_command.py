@@ -30,7 +30,7 @@ def guard(
     """Measure ratios and counts for a quarter of a minute, and hold them against their bounds.
 
     For CI: times are not judged, only what does not depend on the machine. What a busy machine
-    makes worse is tried up to three times.
+    makes worse is tried up to six times.
 
     Exit code: 0 all bounds hold; 1 one is passed; 2 it could not be measured; 130 after Ctrl-C.
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import uvloop
 from rich.console import Console
 
 from askonce_loadtest.chaos.account import Report, make_report
@@ -25,10 +23,10 @@ from askonce_loadtest.chaos.processes import ChaosError
 from askonce_loadtest.chaos.report import as_json, print_report
 from askonce_loadtest.chaos.schedule import RECIPES, Fault, Recipe, make_schedule
 from askonce_loadtest.chaos.store import SingleStore
+from askonce_loadtest.interruptible import INTERRUPTED, run_until_signal
 from askonce_loadtest.servers.waiting import ServerFailed
 from askonce_queue.errors import AskonceError
 
-INTERRUPTED = 130
 CLUSTER_SHARDS = 6
 """Two for each primary."""
 DEFAULT = Plan()
@@ -142,17 +140,7 @@ def _run(plan: Plan, folder: Path, tell: Tell) -> Report:
     tell(f"seed {plan.seed}: {len(schedule)} faults in {plan.load_s:g} s")
     for fault in schedule:
         tell(str(fault))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_until_signal(plan, schedule, folder, tell))
-
-
-async def _until_signal(plan: Plan, schedule: list[Fault], folder: Path, tell: Tell) -> Report:
-    """Run and account; SIGINT and SIGTERM cancel it, so that all processes are ended."""
-    running = asyncio.ensure_future(_whole(plan, schedule, folder, tell))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, running.cancel)
-    return await running
+    return run_until_signal(_whole(plan, schedule, folder, tell))
 
 
 async def _whole(plan: Plan, schedule: list[Fault], folder: Path, tell: Tell) -> Report:

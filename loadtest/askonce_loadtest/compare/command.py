@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
-import uvloop
 from rich.console import Console
 
 from askonce_loadtest.bench.children import ChildError
@@ -21,9 +19,9 @@ from askonce_loadtest.compare.plots import draw_plots
 from askonce_loadtest.compare.report import as_json, print_tables
 from askonce_loadtest.compare.running import Outcome, run_compare
 from askonce_loadtest.compare.venvs import default_folder
+from askonce_loadtest.interruptible import INTERRUPTED, run_until_signal
 from askonce_queue.errors import AskonceError
 
-INTERRUPTED = 130
 _NAMES = ", ".join(peer.name for peer in PEERS)
 
 
@@ -85,14 +83,12 @@ def compare(
             raise typer.BadParameter(f"--out: cannot make {out}: {error}") from error
     progress = Console(stderr=True)
     try:
-        with (
-            progress.status("starting") as status,
-            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-        ):
-            running = run_compare(
-                peers, plan, repeat=repeat, venvs=venvs or default_folder(), tell=status.update
+        with progress.status("starting") as status:
+            outcome = run_until_signal(
+                run_compare(
+                    peers, plan, repeat=repeat, venvs=venvs or default_folder(), tell=status.update
+                )
             )
-            outcome = runner.run(_until_signal(running))
     except (AskonceError, ChildError, TimeoutError) as error:
         typer.echo(
             f"the comparison failed: {str(error) or 'the model server did not start'}", err=True
@@ -132,12 +128,3 @@ def _plot(out: Path, outcome: Outcome, tell: Callable[[str], None]) -> None:
         tell("no plots: install matplotlib, or askonce[loadtest]")
         return
     tell(f"written: {out / 'compare.json'}" + "".join(f", {path.name}" for path in drawn))
-
-
-async def _until_signal(comparing: Awaitable[Outcome]) -> Outcome:
-    """Run it; SIGINT and SIGTERM cancel it, so that whatever it has started is ended."""
-    running = asyncio.ensure_future(comparing)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, running.cancel)
-    return await running
