@@ -5,7 +5,6 @@ connections and unknown keys.
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
@@ -14,18 +13,11 @@ from typing import NamedTuple, Self, cast
 
 import redis.asyncio
 
+from askonce_loadtest.chaos.leftovers import KNOWN_KEYS
 from askonce_loadtest.servers.node import Node, known_nodes
 from askonce_queue.connections import connect_sync
 from askonce_queue.scripts import send_sync
 
-KNOWN_KEYS = re.compile(
-    rb"askonce:meta"
-    rb"|(jobs|due|ids|owed|reply|beat|solo|dead|clients|a|stamp|last|lease|tries|memory|stats|windows?"
-    rb"|budgets|hits|reviews|rules|quotas?)"
-    rb":\{\d+\}(:.*)?",
-    re.DOTALL,
-)
-"""Every key of `askonce_queue.names`."""
 POOLED_THREADS = ("asyncio_", "AnyIO worker thread", "ThreadPoolExecutor")
 """Threads that belong to an event loop's executor, and end with the loop."""
 
